@@ -1,0 +1,1 @@
+"""Everything an image says about how it boots, and the boot image."""

@@ -1,0 +1,1 @@
+"""composefsctl: a thin client of the bus."""

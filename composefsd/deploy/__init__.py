@@ -1,0 +1,1 @@
+"""What belongs on the ESP, then putting it there."""

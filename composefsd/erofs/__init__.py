@@ -1,0 +1,1 @@
+"""EROFS images: a tree as bytes, and back."""

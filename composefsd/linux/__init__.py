@@ -1,0 +1,1 @@
+"""The kernel's interfaces: fs-verity, locks, a directory as a tree."""

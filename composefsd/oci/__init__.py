@@ -1,0 +1,1 @@
+"""OCI images: references, manifests, and where they come from."""

@@ -1,0 +1,1 @@
+"""Where an OCI image comes from: one module for each transport."""

@@ -1,0 +1,164 @@
+"""What goes into an operation and what comes out, as plain values."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from composefsd.digests import Algorithm, ObjectId, OciDigest
+from composefsd.erofs.format import FormatVersion
+from composefsd.oci.reference import Platform, Reference
+from composefsd.tree.normative import XattrMode
+
+
+class ImageKind(StrEnum):
+    """The two composefs images of an OCI image."""
+
+    NORMATIVE = "normative"
+    BOOT = "boot"
+
+
+BOTH_KINDS = frozenset(ImageKind)
+
+
+@dataclass(frozen=True, slots=True)
+class ComposefsImage:
+    """One EROFS image that the repository holds for an OCI image, or whose digest was computed."""
+
+    kind: ImageKind
+    format: FormatVersion
+    xattrs: XattrMode
+    digest: ObjectId
+
+
+class TrustState(StrEnum):
+    """How the digest that a UKI of the image claims relates to the boot image that we computed."""
+
+    UNSEALED = "unsealed"
+    SEALED = "sealed"
+    MATCHING = "matching"
+    MISMATCH = "mismatch"
+
+
+@dataclass(frozen=True, slots=True)
+class BootResourceInfo:
+    """A UKI, addon or kernel that an image carries; details are plain values for people and programs."""
+
+    type: str
+    path: str
+    kernel_version: str
+    details: dict[str, str | int | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """An OCI image of the repository: the properties of an Image object."""
+
+    manifest_digest: OciDigest
+    config_digest: OciDigest
+    names: tuple[str, ...]
+    references: tuple[str, ...]
+    architecture: str
+    os: str
+    title: str
+    os_version: str
+    created: int
+    size_bytes: int
+    layer_count: int
+    images: tuple[ComposefsImage, ...]
+    trust: TrustState
+    trust_summary: str
+    trust_evidence: dict[str, str]
+    bootable: bool
+    reasons: tuple[str, ...]
+    boot_resources: tuple[BootResourceInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """Options of a pull; `name` is the tag, by default the reference itself."""
+
+    reference: Reference
+    name: str | None = None
+    require_digest: OciDigest | None = None
+    platform: Platform | None = None
+    kinds: frozenset[ImageKind] = BOTH_KINDS
+    format: FormatVersion | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """What a pull brought: bytes are of compressed blobs."""
+
+    manifest_digest: OciDigest
+    config_digest: OciDigest
+    name: str
+    images: tuple[ComposefsImage, ...]
+    bytes_fetched: int
+    bytes_reused: int
+    objects_added: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Options of generate and compute; None stands for what the repository uses."""
+
+    kinds: frozenset[ImageKind]
+    format: FormatVersion | None = None
+    algorithm: Algorithm | None = None
+    xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY
+    expect: ObjectId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectResult:
+    """What a collection removed, or would remove; bytes are apparent sizes."""
+
+    objects_removed: int
+    bytes_freed: int
+    images_pruned: int
+    streams_pruned: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a check found: severity is `error` or `warning`, code a word, subject a name."""
+
+    severity: str
+    code: str
+    subject: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The findings of a check, cut to the number asked for, and how many there were."""
+
+    findings: tuple[Finding, ...]
+    findings_total: int
+    objects_checked: int = 0
+
+
+class VerityPolicy(StrEnum):
+    """What a deployment demands of fs-verity: see the option `verity` of Deploy."""
+
+    REQUIRE = "require"
+    DEFERRED = "deferred"
+    OPTIONAL = "optional"
+
+
+class PayloadType(StrEnum):
+    """Which of an image's boot resources to deploy."""
+
+    AUTO = "auto"
+    UKI = "uki"
+    TYPE1 = "type1"
+
+
+@dataclass(frozen=True, slots=True)
+class DeployRequest:
+    """Options of Deploy and PlanDeploy; kernel arguments are for type 1 entries only."""
+
+    verity: VerityPolicy = VerityPolicy.REQUIRE
+    type: PayloadType = PayloadType.AUTO
+    uki: str | None = None
+    kargs: tuple[str, ...] = field(default=())

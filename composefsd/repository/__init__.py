@@ -1,0 +1,1 @@
+"""The object repository of composefs-rs: objects, streams, images, refs."""

@@ -1,0 +1,1 @@
+"""The splitstream codec; knows no repository."""
