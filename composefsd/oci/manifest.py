@@ -12,8 +12,8 @@ from enum import Enum
 from typing import Final, Self
 
 from composefsd.digests import DiffId, OciDigest
+from composefsd.document import Document
 from composefsd.errors import DigestMismatchError, FormatError, SourceNotFoundError, UnsupportedError
-from composefsd.oci.document import Document
 from composefsd.oci.reference import Platform
 
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"

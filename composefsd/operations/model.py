@@ -6,27 +6,10 @@ from enum import StrEnum
 from composefsd.digests import Algorithm, ObjectId, OciDigest
 from composefsd.erofs.format import FormatVersion
 from composefsd.oci.reference import Platform, Reference
+from composefsd.oci.storage import ComposefsImage, ImageKind
 from composefsd.tree.normative import XattrMode
 
-
-class ImageKind(StrEnum):
-    """The two composefs images of an OCI image."""
-
-    NORMATIVE = "normative"
-    BOOT = "boot"
-
-
 BOTH_KINDS = frozenset(ImageKind)
-
-
-@dataclass(frozen=True, slots=True)
-class ComposefsImage:
-    """One EROFS image that the repository holds for an OCI image, or whose digest was computed."""
-
-    kind: ImageKind
-    format: FormatVersion
-    xattrs: XattrMode
-    digest: ObjectId
 
 
 class TrustState(StrEnum):

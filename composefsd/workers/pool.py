@@ -29,7 +29,7 @@ class Worker:
         self.name = name
         self._process = process
         self._sock = sock
-        self._busy = asyncio.Lock()
+        self._task: str | None = None
 
     @property
     def pid(self) -> int:
@@ -64,25 +64,44 @@ class Worker:
         fds: Sequence[int] = (),
         on_event: Callable[[Event], None] | None = None,
     ) -> dict[str, Any]:
-        """Run a task and answer with its result; the worker gets copies of the descriptors.
+        """Run a task and answer with its result: `start` and `finish` in one."""
+        await self.start(task, args, fds)
+        return await self.finish(on_event)
+
+    async def start(self, task: str, args: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Give the worker a task and copies of the descriptors; one task at a time.
+
+        Raises JobInterruptedError if the worker died.
+        """
+        assert self._task is None, "the worker is busy"
+        self._task = task
+        async with self._talking():
+            await self._send({"task": task, "args": args}, fds)
+
+    async def finish(self, on_event: Callable[[Event], None] | None = None) -> dict[str, Any]:
+        """The result of the task that was started.
 
         Raises the task's own error, JobInterruptedError if the worker died.  When the caller is cancelled the worker
         is killed, since it cannot be told to stop.
         """
-        async with self._busy:
-            try:
-                await self._send({"task": task, "args": args}, fds)
-                while True:
-                    message = await self._receive()
-                    if "event" not in message:
-                        return _result(message)
-                    if on_event is not None:
-                        on_event(message["event"])
-            except (OSError, EOFError) as error:
-                raise await self._death(task) from error
-            except asyncio.CancelledError:
-                self.kill()
-                raise
+        async with self._talking():
+            while True:
+                message = await self._receive()
+                if "event" not in message:
+                    self._task = None
+                    return _result(message)
+                if on_event is not None:
+                    on_event(message["event"])
+
+    @asynccontextmanager
+    async def _talking(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            raise await self._death() from error
+        except asyncio.CancelledError:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """End the worker at once."""
@@ -98,11 +117,11 @@ class Worker:
             self.kill()
             await self._process.wait()
 
-    async def _death(self, task: str) -> ComposefsdError:
+    async def _death(self) -> ComposefsdError:
         self.kill()
         status = await self._process.wait()
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        return JobInterruptedError(f"the worker for {task} died ({how})", worker=self.name)
+        return JobInterruptedError(f"the worker for {self._task} died ({how})", worker=self.name)
 
     async def _send(self, message: channel.Message, fds: Sequence[int]) -> None:
         loop, data = asyncio.get_running_loop(), channel.encode(message)

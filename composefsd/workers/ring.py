@@ -15,6 +15,7 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from struct import Struct
 from typing import Final, Protocol
 
@@ -108,7 +109,10 @@ class RingWriter:
     def _send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            view = view[os.write(self._out, view) :]
+            try:
+                view = view[os.write(self._out, view) :]
+            except BrokenPipeError as error:
+                raise JobInterruptedError("the storing process went away") from error
 
 
 class RingReader:
@@ -117,9 +121,10 @@ class RingReader:
     def __init__(self, ring_fd: int, free_fd: int, cuts_fd: int) -> None:
         self._map = memoryview(mmap.mmap(ring_fd, RING_BYTES, prot=mmap.PROT_READ))
         self._free, self._in = free_fd, cuts_fd
-        os.write(free_fd, bytes(SLOTS))
+        with suppress(BrokenPipeError):  # the cuts will tell that the writer is gone
+            os.write(free_fd, bytes(SLOTS))
 
-    def batches(self) -> Iterator[tuple[memoryview, array[int]]]:
+    def batches(self) -> Iterator[tuple[memoryview, "array[int]"]]:
         """The used part of each slot in turn, with its cuts; valid until the next one is asked for.
 
         Raises FormatError for a message that cannot be, JobInterruptedError if the writer went away.
@@ -135,7 +140,8 @@ class RingReader:
             start = slot * SLOT_BYTES
             yield self._map[start : start + used], cuts
             slot = (slot + 1) % SLOTS
-            os.write(self._free, b"\0")
+            with suppress(BrokenPipeError):  # a writer that has finished does not wait for its last slots
+                os.write(self._free, b"\0")
 
     def _receive(self, count: int) -> bytes:
         data = b""

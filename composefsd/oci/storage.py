@@ -1,0 +1,148 @@
+"""How the repository holds an OCI image: which streams, which named references, which names.
+
+A manifest, a config and every layer are streams named after their digest.  The config's stream carries a named
+reference for each layer and one for each composefs image; the manifest's stream one for the config and each layer.
+Defined by composefs-rs (its OCI crate); `reference names` such as `composefs.image.boot.v1` are part of the format.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from composefsd.digests import DiffId, ObjectId, OciDigest
+from composefsd.document import DOCUMENT_BYTES
+from composefsd.erofs.format import FormatVersion
+from composefsd.errors import CorruptError, FormatError, NoSuchImageError
+from composefsd.oci.manifest import ImageConfig, Manifest, OciImage, check_digest
+from composefsd.repository import Repository
+from composefsd.splitstream.format import ContentType
+from composefsd.splitstream.reader import Splitstream
+from composefsd.tree.normative import XattrMode
+
+STREAM_BYTES: Final = 1 << 30
+"""The largest splitstream of a layer that is read back: small files, headers and a digest for each object."""
+
+MANIFEST_PREFIX: Final = "oci-manifest-"
+_IMAGE: Final = "composefs.image"
+_BOOT: Final = ".boot"
+_XATTRS: Final = ".xattrs="
+
+
+class ImageKind(StrEnum):
+    """The two composefs images of an OCI image."""
+
+    NORMATIVE = "normative"
+    BOOT = "boot"
+
+
+@dataclass(frozen=True, slots=True)
+class ComposefsImage:
+    """One EROFS image of an OCI image: held by the repository, or only computed."""
+
+    kind: ImageKind
+    format: FormatVersion
+    xattrs: XattrMode
+    digest: ObjectId
+
+    @property
+    def reference(self) -> str:
+        """The named reference of the config's stream that keeps it; one for V1 ends in `.v1`, V2 has no suffix."""
+        boot = _BOOT if self.kind is ImageKind.BOOT else ""
+        version = ".v1" if self.format.c_compatible else ""
+        mode = "" if self.xattrs is XattrMode.ALLOWLIST_ONLY else _XATTRS + self.xattrs
+        return f"{_IMAGE}{boot}{version}{mode}"
+
+
+def _parse_reference(name: str, digest: bytes) -> ComposefsImage | None:
+    """The image behind a named reference of a config, None for any other reference."""
+    if not name.startswith(_IMAGE):
+        return None
+    rest, _, mode = name.removeprefix(_IMAGE).partition(_XATTRS)
+    kind = ImageKind.BOOT if rest.startswith(_BOOT) else ImageKind.NORMATIVE
+    version = {"": FormatVersion.V2, ".v1": FormatVersion.V1}.get(rest.removeprefix(_BOOT))
+    if version is None or (mode and mode not in set(XattrMode)):
+        return None
+    return ComposefsImage(kind, version, XattrMode(mode or XattrMode.ALLOWLIST_ONLY), ObjectId(digest))
+
+
+def manifest_stream(digest: OciDigest) -> str:
+    """The stream of a manifest."""
+    return f"{MANIFEST_PREFIX}{digest}"
+
+
+def config_stream(digest: OciDigest) -> str:
+    """The stream of a config."""
+    return f"oci-config-{digest}"
+
+
+def layer_stream(diff_id: DiffId) -> str:
+    """The stream of a layer's tar."""
+    return f"oci-layer-{diff_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An OCI image of the repository with its composefs images; layers are the stream of each layer, bottom first."""
+
+    image: OciImage
+    layers: tuple[bytes, ...]
+    images: tuple[ComposefsImage, ...]
+
+    @property
+    def digest(self) -> OciDigest:
+        return self.image.manifest.digest
+
+
+def _document(repository: Repository, stream: Splitstream, name: str, digest: OciDigest) -> bytes:
+    """The JSON document that is the only object of a stream, checked against its digest."""
+    if len(stream.object_refs) != 1:
+        raise CorruptError(f"stream {name} has {len(stream.object_refs)} objects instead of one", subject=name)
+    data = repository.objects.read(stream.object_refs[0], DOCUMENT_BYTES)
+    check_digest(data, digest, f"the document of stream {name}")
+    return data
+
+
+def load_image(repository: Repository, digest: OciDigest) -> StoredImage:
+    """An image by its manifest digest.
+
+    Raises NoSuchImageError, or CorruptError, FormatError and their like if the repository's copy is broken.
+    """
+    name = manifest_stream(digest)
+    if repository.stream(name) is None:
+        raise NoSuchImageError(f"no image {digest} in the repository", subject=str(digest))
+    stream = repository.read_stream(name, ContentType.OCI_MANIFEST)
+    manifest = Manifest.parse(_document(repository, stream, name, digest), digest)
+    name = config_stream(manifest.config.digest)
+    if repository.stream(name) is None:
+        raise CorruptError(f"image {digest} has lost its config {manifest.config.digest}", subject=name)
+    stream = repository.read_stream(name, ContentType.OCI_CONFIG)
+    config = ImageConfig.parse(_document(repository, stream, name, manifest.config.digest), manifest.config.digest)
+    image = OciImage(manifest, config)
+    return StoredImage(image, _layers(repository, image, stream), composefs_images(stream))
+
+
+def _layers(repository: Repository, image: OciImage, stream: Splitstream) -> tuple[bytes, ...]:
+    found = []
+    for diff_id in image.config.diff_ids:
+        digest = stream.named_refs.get(str(diff_id)) or repository.stream(layer_stream(diff_id))
+        if digest is None:
+            raise CorruptError(f"image {image.manifest.digest} has lost its layer {diff_id}", subject=str(diff_id))
+        found.append(digest)
+    return tuple(found)
+
+
+def composefs_images(config: Splitstream) -> tuple[ComposefsImage, ...]:
+    """The composefs images that a config's stream refers to, in the order of their reference names."""
+    found = (_parse_reference(name, digest) for name, digest in sorted(config.named_refs.items()))
+    return tuple(image for image in found if image is not None)
+
+
+def manifests(repository: Repository) -> Iterator[OciDigest]:
+    """The manifest digests of all images of the repository, named or not."""
+    for name in repository.streams():
+        if name.startswith(MANIFEST_PREFIX):
+            try:
+                yield OciDigest.parse(name.removeprefix(MANIFEST_PREFIX))
+            except FormatError:  # fsck tells about it; a listing goes on
+                continue

@@ -1,0 +1,211 @@
+"""The storer: the one kind of worker that writes into the repository.
+
+It takes a layer's plain tar from the shared ring, stores file contents as objects and the tar as a splitstream, and
+computes the diff_id itself: nothing gets a name that this process has not hashed.  `commit` then makes an image
+visible, in an order that leaves the repository valid wherever it stops: all objects, one `syncfs`, then the names,
+the tag last.  The lock is the daemon's: it comes with the descriptor of the repository.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from composefsd import verity
+from composefsd.digests import DiffId, OciDigest
+from composefsd.errors import DigestMismatchError, NameInUseError
+from composefsd.oci.manifest import ImageConfig, Manifest, OciImage, check_digest
+from composefsd.oci.storage import (
+    composefs_images,
+    config_stream,
+    layer_stream,
+    manifest_stream,
+)
+from composefsd.repository import Repository
+from composefsd.splitstream.format import ContentType
+from composefsd.splitstream.writer import Writer
+from composefsd.workers.ring import RingReader, deliver
+from composefsd.workers.serve import Call, Task
+
+
+class _LayerSink:
+    """Objects and a splitstream out of the ring's stream."""
+
+    def __init__(self, repository: Repository, diff_id: DiffId) -> None:
+        self._objects = repository.objects
+        self._hash = hashlib.new(diff_id.algorithm)
+        self.stream = Writer(repository.algorithm, ContentType.OCI_LAYER)
+        self.digests = bytearray()
+        self.inline = self.stream.inline
+
+    @property
+    def diff_id(self) -> DiffId:
+        return DiffId(self._hash.name, self._hash.hexdigest())
+
+    def slot(self, data: memoryview) -> None:
+        self._hash.update(data)
+
+    def file(self, data: memoryview) -> None:
+        self._external(self._objects.store(data), len(data))
+
+    def begin(self, size_bytes: int) -> None:
+        self._writer, self._size_bytes = self._objects.writer(size_bytes), size_bytes
+
+    def piece(self, data: memoryview) -> None:
+        self._writer.write(data)
+
+    def end(self) -> None:
+        self._external(self._writer.commit(), self._size_bytes)
+
+    def _external(self, digest: bytes, size_bytes: int) -> None:
+        self.stream.external(digest, size_bytes)
+        self.digests += digest
+
+
+def _write(fd: int, data: bytes | bytearray) -> None:
+    view, at = memoryview(data), 0
+    while at < len(view):
+        at += os.pwrite(fd, view[at:], at)
+
+
+def store_layer(call: Call) -> dict[str, Any]:
+    """Store a layer.  fds: repository, ring, free slots (write), cuts (read), and a memfd for the files' digests.
+
+    args: `diff_id`.  Answers with `stream`, the digest of the layer's splitstream, which has no name yet, and
+    `digests`, the bytes written to the memfd: the digests of the files that are stored apart, in the tar's order.
+    """
+    repository_fd, ring_fd, free_fd, cuts_fd, digests_fd = call.fds
+    expected = DiffId.parse(call.args["diff_id"])
+    with Repository.adopt(repository_fd) as repository:
+        sink = _LayerSink(repository, expected)
+        deliver(RingReader(ring_fd, free_fd, cuts_fd), sink)
+        if sink.diff_id != expected:
+            raise DigestMismatchError(
+                f"a layer unpacks to {sink.diff_id}, but the config promises {expected}",
+                expected=str(expected),
+                actual=str(sink.diff_id),
+            )
+        stream = repository.objects.store(sink.stream.finish())
+        _write(digests_fd, sink.digests)
+        return {"stream": stream.hex(), "digests": len(sink.digests), "added": repository.objects.added}
+
+
+def name_layer(call: Call) -> dict[str, Any]:
+    """Name the splitstream of a layer that is complete, once it is on stable storage.  fds: repository."""
+    with Repository.adopt(call.fds[0]) as repository:
+        repository.sync()
+        repository.link_stream(layer_stream(DiffId.parse(call.args["diff_id"])), bytes.fromhex(call.args["stream"]))
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What `commit` is asked to make visible; documents are text in which each character stands for a byte."""
+
+    image: OciImage
+    layers: dict[str, bytes]
+    tag: str | None
+    replace: bool
+
+    @classmethod
+    def read(cls, args: dict[str, Any]) -> Self:
+        manifest_digest, config_digest = (OciDigest.parse(args[key]) for key in ("manifest_digest", "config_digest"))
+        manifest, config = (args[key].encode("latin-1") for key in ("manifest", "config"))
+        check_digest(manifest, manifest_digest, "the manifest")
+        check_digest(config, config_digest, "the config")
+        image = OciImage(Manifest.parse(manifest, manifest_digest), ImageConfig.parse(config, config_digest))
+        layers = {str(DiffId.parse(name)): bytes.fromhex(digest) for name, digest in args["layers"].items()}
+        return cls(image, layers, args["tag"], args["replace"])
+
+
+def commit(call: Call) -> dict[str, Any]:
+    """Store an image's documents and composefs images and give them their names.
+
+    fds: repository, then an unnamed file for each of `images`, whose `reference` and expected `digest` are told.
+    args: `manifest`, `config` and their digests, `layers` (diff_id to stream), `tag` (or None), `replace`, `images`.
+    """
+    order = _Order.read(call.args)
+    with Repository.adopt(call.fds[0]) as repository:
+        if order.tag is not None:
+            check_tag(repository, order.tag, order.image.manifest.digest, replace=order.replace)
+        images = {
+            one["reference"]: _adopt(repository, fd, one["digest"])
+            for one, fd in zip(call.args["images"], call.fds[1:], strict=True)
+        }
+        _publish(repository, order, images)
+        return {"added": repository.objects.added}
+
+
+def check_tag(repository: Repository, tag: str, image: OciDigest, *, replace: bool) -> None:
+    """Raises NameInUseError if the tag names another image and may not be moved."""
+    holder = repository.tags().get(tag)
+    if holder is not None and holder != manifest_stream(image) and not replace:
+        raise NameInUseError(f"the name {tag!r} is taken by {holder.removeprefix('oci-manifest-')}", subject=tag)
+
+
+def _adopt(repository: Repository, fd: int, promised: str) -> bytes:
+    """Take in an image that a sandboxed process wrote, under the digest that we compute ourselves."""
+    digest = verity.compute_file(fd, repository.algorithm)
+    if digest.hex != promised:
+        raise DigestMismatchError(
+            f"the imager wrote an image of {digest} and called it {promised}", expected=promised, actual=digest.hex
+        )
+    repository.objects.adopt(fd, digest.digest)
+    return digest.digest
+
+
+def _publish(repository: Repository, order: _Order, images: Mapping[str, bytes]) -> None:
+    manifest, config = order.image.manifest, order.image.config
+    config_name = config_stream(config.digest)
+    kept = _kept_images(repository, config_name)
+    config_id = _store_document(repository, ContentType.OCI_CONFIG, config.data, {**order.layers, **kept, **images})
+    references = {f"config:{config.digest}": config_id, **order.layers}
+    manifest_id = _store_document(repository, ContentType.OCI_MANIFEST, manifest.data, references)
+    siblings = _rewrite_siblings(repository, order.image, config_id)
+
+    repository.sync()
+    for digest in images.values():
+        repository.link_image(digest)
+    repository.link_stream(config_name, config_id)
+    for name, digest in {**siblings, manifest_stream(manifest.digest): manifest_id}.items():
+        repository.link_stream(name, digest)
+    if order.tag is not None:
+        repository.tag(order.tag, manifest_stream(manifest.digest))
+    repository.sync()
+
+
+def _store_document(repository: Repository, kind: int, data: bytes, references: Mapping[str, bytes]) -> bytes:
+    writer = Writer(repository.algorithm, kind)
+    writer.external(repository.objects.store(data), len(data))
+    for name, digest in references.items():
+        writer.add_reference(name, digest)
+    return repository.objects.store(writer.finish())
+
+
+def _kept_images(repository: Repository, config_name: str) -> dict[str, bytes]:
+    """The composefs images that the config refers to already and that are still there."""
+    if repository.stream(config_name) is None:
+        return {}
+    stream = repository.read_stream(config_name, ContentType.OCI_CONFIG)
+    found = {image.reference: image.digest.digest for image in composefs_images(stream)}
+    return {name: digest for name, digest in found.items() if repository.has_image(digest)}
+
+
+def _rewrite_siblings(repository: Repository, image: OciImage, config_id: bytes) -> dict[str, bytes]:
+    """New streams for other named manifests of this config, which would else name one that is no longer current."""
+    key = f"config:{image.config.digest}"
+    rewritten = {}
+    for name in set(repository.tags().values()) - {manifest_stream(image.manifest.digest)}:
+        stream = repository.read_stream(name, ContentType.OCI_MANIFEST)
+        if stream.named_refs.get(key, config_id) == config_id:
+            continue
+        writer = Writer(repository.algorithm, ContentType.OCI_MANIFEST)
+        writer.external(stream.object_refs[0], stream.size_bytes)
+        for reference, digest in {**stream.named_refs, key: config_id}.items():
+            writer.add_reference(reference, digest)
+        rewritten[name] = repository.objects.store(writer.finish())
+    return rewritten
+
+
+TASKS: Final[dict[str, Task]] = {"store_layer": store_layer, "name_layer": name_layer, "commit": commit}

@@ -1,0 +1,115 @@
+"""Making composefs images of layers that are in the repository: the imager's side as the daemon sees it."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from composefsd.digests import Algorithm, ObjectId
+from composefsd.erofs.format import FormatVersion
+from composefsd.errors import FormatError
+from composefsd.oci.storage import ComposefsImage, ImageKind
+from composefsd.operations.facts import Facts
+from composefsd.operations.layers import StoredLayer
+from composefsd.operations.progress import Progress, Stage
+from composefsd.repository import Repository
+from composefsd.tree.normative import XattrMode
+from composefsd.workers.pool import Event, Worker
+
+IMAGER = "composefsd.operations.imaging"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOrder:
+    """A composefs image that is to be made."""
+
+    kind: ImageKind
+    format: FormatVersion
+    xattrs: XattrMode
+
+    def made(self, digest: ObjectId) -> ComposefsImage:
+        """The image, once it has a digest."""
+        return ComposefsImage(self.kind, self.format, self.xattrs, digest)
+
+    def values(self) -> dict[str, Any]:
+        """The order as the imager reads it."""
+        return {"kind": self.kind.value, "format": self.format.value, "xattrs": self.xattrs.value}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What an imager made; files are unnamed, one for each image, and closed by whoever opened them."""
+
+    images: tuple[ComposefsImage, ...]
+    files: tuple[int, ...]
+    facts: Facts
+
+
+def open_objects(repository: Repository) -> int:
+    """A descriptor of `objects/`, all that an imager gets of a repository."""
+    return os.open("objects", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=repository.fd)
+
+
+def temporary_files(repository: Repository, count: int, keep: ExitStack) -> tuple[int, ...]:
+    """Unnamed files in the object store, which vanish with `keep` unless somebody links them."""
+    files = []
+    for _ in range(count):
+        fd = repository.objects.temporary()
+        keep.callback(os.close, fd)
+        files.append(fd)
+    return tuple(files)
+
+
+def _request(repository: Repository, layers: Sequence[StoredLayer], orders: Sequence[ImageOrder]) -> dict[str, Any]:
+    return {
+        "repository_algorithm": repository.algorithm.value,
+        "algorithm": repository.algorithm.value,
+        "layers": [layer.for_imager() for layer in layers],
+        "images": [order.values() for order in orders],
+    }
+
+
+async def build_images(
+    imager: Worker,
+    repository: Repository,
+    layers: Sequence[StoredLayer],
+    orders: Sequence[ImageOrder],
+    *,
+    progress: Progress,
+    files: tuple[int, ...] = (),
+    algorithm: Algorithm | None = None,
+) -> Built:
+    """Have images made, into `files` if there are any, else only measured; `algorithm` if not the repository's."""
+    algorithm = algorithm or repository.algorithm
+    request = _request(repository, layers, orders) | {"algorithm": algorithm.value, "write": bool(files)}
+
+    def tell(event: Event) -> None:
+        done = event.get("layers")
+        if isinstance(done, int):
+            progress.items(done=done, total=len(layers))
+
+    progress.stage(Stage.GENERATE)
+    objects = open_objects(repository)
+    try:
+        passed = [fd for layer in layers for fd in layer.descriptors()]
+        answer = await imager.call("build", request, (objects, *passed, *files), tell)
+    finally:
+        os.close(objects)
+    digests = answer.get("digests")
+    if not isinstance(digests, list) or len(digests) != len(orders):
+        raise FormatError("the imager did not make the images that it was asked for")
+    images = (order.made(ObjectId.parse(str(hexes), algorithm)) for order, hexes in zip(orders, digests, strict=True))
+    return Built(tuple(images), files, Facts.from_wire(answer.get("facts")))
+
+
+async def dump_image(
+    imager: Worker, repository: Repository, layers: Sequence[StoredLayer], order: ImageOrder, file: int
+) -> None:
+    """Have the dumpfile of an image written into `file`."""
+    objects = open_objects(repository)
+    try:
+        passed = [fd for layer in layers for fd in layer.descriptors()]
+        await imager.call("dump", _request(repository, layers, [order]), (objects, *passed, file))
+    finally:
+        os.close(objects)

@@ -1,0 +1,191 @@
+"""Generate and compute: the composefs images of an OCI image that is in the repository, stored or only measured."""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from composefsd.digests import ObjectId, OciDigest
+from composefsd.errors import DigestMismatchError, NoSuchImageError
+from composefsd.oci.manifest import OciImage
+from composefsd.oci.storage import ComposefsImage, StoredImage, load_image
+from composefsd.operations.build import (
+    IMAGER,
+    Built,
+    ImageOrder,
+    build_images,
+    dump_image,
+    open_objects,
+    temporary_files,
+)
+from composefsd.operations.facts import has_facts, save_facts
+from composefsd.operations.host import Host
+from composefsd.operations.layers import StoredLayer
+from composefsd.operations.model import GenerateRequest
+from composefsd.operations.progress import Progress, Stage
+from composefsd.repository import Repository
+from composefsd.workers.pool import Worker, worker
+
+STORER: Final = "composefsd.oci.store"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The images that were asked for, and how many objects are new because of them."""
+
+    images: tuple[ComposefsImage, ...]
+    objects_added: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMaker:
+    """Makes an image's composefs images and gives everything its names."""
+
+    host: Host
+    repository: Repository
+    storer: Worker
+    imager: Worker
+    progress: Progress
+
+    async def make(
+        self,
+        image: OciImage,
+        layers: Sequence[StoredLayer],
+        orders: Sequence[ImageOrder],
+        *,
+        tag: str | None,
+        replace: bool = False,
+        expect: ObjectId | None = None,
+    ) -> Made:
+        """Make what is missing of `orders`, and commit.
+
+        Raises DigestMismatchError if an image has another digest than `expect`; nothing has changed then.
+        """
+        known = _recorded(self.repository, image)
+        missing = [order for order in orders if order not in known]
+        with ExitStack() as keep:
+            built = await self._build(image, layers, missing, keep)
+            images = known | {
+                ImageOrder(one.kind, one.format, one.xattrs): one for one in (built.images if built else ())
+            }
+            asked = tuple(images[order] for order in orders)
+            _check_expected(asked, expect)
+            self.progress.stage(Stage.COMMIT)
+            self.progress.point_of_no_return()
+            added = await self._commit(image, layers, built, tag=tag, replace=replace)
+        if built is not None:
+            save_facts(self.host.settings.state, image.manifest.digest, built.facts)
+        return Made(asked, added)
+
+    async def _build(
+        self, image: OciImage, layers: Sequence[StoredLayer], orders: Sequence[ImageOrder], keep: ExitStack
+    ) -> Built | None:
+        """The images and what else is to be known of the image; None if there is nothing to be made."""
+        if not orders and has_facts(self.host.settings.state, image.manifest.digest):
+            return None
+        files = temporary_files(self.repository, len(orders), keep)
+        return await build_images(self.imager, self.repository, layers, orders, progress=self.progress, files=files)
+
+    async def _commit(
+        self, image: OciImage, layers: Sequence[StoredLayer], built: Built | None, *, tag: str | None, replace: bool
+    ) -> int:
+        images = built.images if built else ()
+        order: dict[str, Any] = {
+            "manifest": image.manifest.data.decode("latin-1"),
+            "manifest_digest": str(image.manifest.digest),
+            "config": image.config.data.decode("latin-1"),
+            "config_digest": str(image.config.digest),
+            "layers": {str(layer.diff_id): layer.stream.hex() for layer in layers},
+            "tag": tag,
+            "replace": replace,
+            "images": [{"reference": one.reference, "digest": one.digest.hex} for one in images],
+        }
+        answer = await self.storer.call("commit", order, (self.repository.fd, *(built.files if built else ())))
+        return int(answer["added"])
+
+
+def _recorded(repository: Repository, image: OciImage) -> dict[ImageOrder, ComposefsImage]:
+    """The composefs images that the repository has for this image already."""
+    try:
+        stored = load_image(repository, image.manifest.digest)
+    except NoSuchImageError:
+        return {}
+    return {
+        ImageOrder(one.kind, one.format, one.xattrs): one
+        for one in stored.images
+        if repository.has_image(one.digest.digest)
+    }
+
+
+def _check_expected(images: Sequence[ComposefsImage], expect: ObjectId | None) -> None:
+    if expect is not None and expect not in {image.digest for image in images}:
+        have = ", ".join(f"{image.kind} {image.format.label} {image.digest}" for image in images)
+        raise DigestMismatchError(f"expected {expect}, but the image gives {have}", expected=str(expect), actual=have)
+
+
+def stored_layers(stored: StoredImage) -> list[StoredLayer]:
+    """The layers of an image that is in the repository."""
+    return [
+        StoredLayer(diff_id, stream)
+        for diff_id, stream in zip(stored.image.config.diff_ids, stored.layers, strict=True)
+    ]
+
+
+@asynccontextmanager
+async def imaging_worker(repository: Repository) -> AsyncIterator[Worker]:
+    """An imager that may read this repository's objects."""
+    objects = open_objects(repository)
+    try:
+        async with worker(IMAGER, sandboxed=True, readable=(objects,)) as imager:
+            yield imager
+    finally:
+        os.close(objects)
+
+
+def _orders(host: Host, request: GenerateRequest) -> list[ImageOrder]:
+    version = host.formats[0] if request.format is None else request.format
+    return [ImageOrder(kind, version, request.xattrs) for kind in sorted(request.kinds)]
+
+
+async def generate(
+    host: Host, image: OciDigest, request: GenerateRequest, progress: Progress
+) -> tuple[ComposefsImage, ...]:
+    """Make and record composefs images of a stored OCI image.
+
+    Raises NoSuchImageError, UnsupportedError for a format or hash that the repository does not have,
+    DigestMismatchError if `expect` is not among the digests, NotBootableError or FormatError for an image that has no
+    boot image.
+    """
+    host.check_format(request.format, request.algorithm)
+    async with host.writing() as repository:
+        stored = load_image(repository, image)
+        async with worker(STORER, sandboxed=False) as storer, imaging_worker(repository) as imager:
+            maker = ImageMaker(host, repository, storer, imager, progress)
+            made = await maker.make(
+                stored.image, stored_layers(stored), _orders(host, request), tag=None, expect=request.expect
+            )
+    return made.images
+
+
+async def compute_digest(
+    host: Host, image: OciDigest, request: GenerateRequest, progress: Progress
+) -> tuple[ComposefsImage, ...]:
+    """The digests that `generate` would give, in any format and with any hash; nothing is stored."""
+    async with host.reading() as repository:
+        stored = load_image(repository, image)
+        async with imaging_worker(repository) as imager:
+            built = await build_images(
+                imager, repository, stored_layers(stored), _orders(host, request),
+                progress=progress, algorithm=request.algorithm,
+            )  # fmt: skip
+    _check_expected(built.images, request.expect)
+    return built.images
+
+
+async def dump(host: Host, image: OciDigest, order: ImageOrder, file: int) -> None:
+    """Write the dumpfile of a composefs image of a stored OCI image into `file`."""
+    async with host.reading() as repository:
+        stored = load_image(repository, image)
+        async with imaging_worker(repository) as imager:
+            await dump_image(imager, repository, stored_layers(stored), order, file)

@@ -1,0 +1,138 @@
+"""The host that operations work on: its settings, its repository, and the lock against other tools."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from composefsd.digests import Algorithm
+from composefsd.erofs.format import FormatVersion
+from composefsd.errors import (
+    ComposefsdError,
+    IncompatibleRepositoryError,
+    LockedError,
+    ReadOnlyError,
+    UnsupportedError,
+    VerityRequiredError,
+)
+from composefsd.repository import Metadata, Repository
+
+_LOCK_SECONDS: Final = 60.0
+_LOCK_RETRY_SECONDS: Final = 0.1
+_RESERVE_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration decides.  state holds the daemon's own memory; esp and xbootldr None: to be found."""
+
+    repository: Path
+    sysroot: Path
+    esp: Path | None
+    xbootldr: Path | None
+    state: Path
+    algorithm: Algorithm = Algorithm.SHA512
+    formats: tuple[FormatVersion, ...] = (FormatVersion.V1,)
+    insecure: bool = False
+
+
+class Host:
+    """A host: one for the life of the daemon."""
+
+    def __init__(self, settings: Settings, metadata: Metadata | None, problems: tuple[tuple[str, str], ...]) -> None:
+        self.settings = settings
+        self.metadata = metadata
+        self.problems = problems
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Look at the repository, and create it if there is none yet.
+
+        What keeps it from being used becomes a problem, not an error: a daemon that says what is wrong helps more
+        than one that does not start.
+        """
+        try:
+            repository = _open_or_create(settings)
+        except ComposefsdError as error:
+            return cls(settings, None, ((type(error).__name__.removesuffix("Error"), error.message),))
+        with repository:
+            problems: list[ComposefsdError] = []
+            if not repository.verity and not settings.insecure:
+                problems.append(_insecure(settings.repository))
+            if not repository.writable:
+                problems.append(ReadOnlyError(f"the repository {settings.repository} cannot be written"))
+            told = tuple((type(error).__name__.removesuffix("Error"), error.message) for error in problems)
+            return cls(settings, repository.metadata, told)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The algorithm of the repository, or that of one yet to be created."""
+        return self.settings.algorithm if self.metadata is None else self.metadata.algorithm
+
+    @property
+    def formats(self) -> tuple[FormatVersion, ...]:
+        """The image formats of the repository, its default first."""
+        return self.settings.formats if self.metadata is None else self.metadata.formats
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Repository]:
+        """The repository under a shared lock: nothing is collected meanwhile.  Raises LockedError after a minute."""
+        with await asyncio.to_thread(_open_or_create, self.settings) as repository:
+            for _ in range(int(_LOCK_SECONDS / _LOCK_RETRY_SECONDS)):
+                try:
+                    with repository.shared_lock(timeout=0):
+                        yield repository
+                        return
+                except LockedError:
+                    await asyncio.sleep(_LOCK_RETRY_SECONDS)
+            raise LockedError(f"the repository {self.settings.repository} is locked by another process")
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Repository]:
+        """The same for an operation that adds to it.
+
+        Raises VerityRequiredError for a repository without fs-verity, unless the configuration allows one, and
+        ReadOnlyError for one that cannot be written.
+        """
+        async with self.reading() as repository:
+            if not repository.verity and not self.settings.insecure:
+                raise _insecure(self.settings.repository)
+            if not repository.writable:
+                raise ReadOnlyError(f"the repository {self.settings.repository} cannot be written")
+            yield repository
+
+    def check_format(self, version: FormatVersion | None, algorithm: Algorithm | None = None) -> FormatVersion:
+        """The format to store an image in.  Raises UnsupportedError for one, or a hash, that the repository lacks."""
+        if algorithm not in (None, self.algorithm):
+            raise UnsupportedError(f"the repository holds {self.algorithm.value} digests, no others")
+        if version is None:
+            return self.formats[0]
+        if version not in self.formats:
+            have = ", ".join(one.label for one in self.formats)
+            raise UnsupportedError(f"the repository holds images of the formats {have}, not {version.label}")
+        return version
+
+    def room_bytes(self) -> int:
+        """Bytes that may still be written to the repository's filesystem."""
+        about = os.statvfs(self.settings.repository)
+        return max(0, about.f_bavail * about.f_frsize - _RESERVE_BYTES)
+
+
+def _insecure(path: Path) -> VerityRequiredError:
+    return VerityRequiredError(
+        f"the repository {path} has no fs-verity; enable it on the filesystem, or set Insecure=yes to do without"
+    )
+
+
+def _open_or_create(settings: Settings) -> Repository:
+    path = settings.repository
+    if not (path / "meta.json").exists():
+        Repository.create(path, Metadata.new(settings.algorithm, settings.formats), insecure=settings.insecure)
+    repository = Repository.open(path)
+    if repository.metadata.formats[0] is FormatVersion.V0:
+        repository.close()
+        raise IncompatibleRepositoryError(f"{path} is a repository of format v0, which holds no OCI images")
+    return repository

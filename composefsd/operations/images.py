@@ -1,0 +1,212 @@
+"""The OCI images of the repository: listing, naming, removing."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from composefsd.digests import OciDigest
+from composefsd.errors import (
+    AmbiguousImageError,
+    ComposefsdError,
+    InUseError,
+    InvalidArgumentsError,
+    InvalidNameError,
+    NoSuchImageError,
+)
+from composefsd.oci.storage import (
+    MANIFEST_PREFIX,
+    ComposefsImage,
+    ImageKind,
+    StoredImage,
+    load_image,
+    manifest_stream,
+    manifests,
+)
+from composefsd.oci.store import check_tag
+from composefsd.operations.build import build_images
+from composefsd.operations.facts import Facts, load_facts, save_facts
+from composefsd.operations.generate import imaging_worker, stored_layers
+from composefsd.operations.host import Host
+from composefsd.operations.model import BootResourceInfo, ImageInfo, TrustState
+from composefsd.operations.progress import Silent
+from composefsd.repository import Repository
+
+DEPLOYMENT_TAG: Final = "deployment/"
+"""Names under this prefix keep the images of deployments; they are not shown, and nobody else may give them."""
+
+_PREFIX_DIGITS: Final = 12
+
+
+async def list_images(host: Host) -> list[ImageInfo]:
+    """All images, named or not; one that cannot be read is left to `check` to report."""
+    async with host.reading() as repository:
+        stored = await asyncio.to_thread(_load_all, repository)
+        names = _names(repository)
+        return [_info(one, names.get(str(one.digest), ()), await _facts(host, repository, one)) for one in stored]
+
+
+def _load_all(repository: Repository) -> list[StoredImage]:
+    found = []
+    for digest in sorted(manifests(repository)):
+        try:
+            found.append(load_image(repository, digest))
+        except ComposefsdError:
+            continue
+    return found
+
+
+def _names(repository: Repository) -> dict[str, tuple[str, ...]]:
+    """Tags by manifest digest."""
+    names: dict[str, tuple[str, ...]] = {}
+    for tag, stream in sorted(repository.tags().items()):
+        if not tag.startswith(DEPLOYMENT_TAG):
+            digest = stream.removeprefix(MANIFEST_PREFIX)
+            names[digest] = (*names.get(digest, ()), tag)
+    return names
+
+
+async def _facts(host: Host, repository: Repository, stored: StoredImage) -> Facts:
+    """What the image says about itself; found out now if another tool has put it into the repository."""
+    facts = load_facts(host.settings.state, stored.digest)
+    if facts is None:
+        try:
+            async with imaging_worker(repository) as imager:
+                built = await build_images(imager, repository, stored_layers(stored), (), progress=Silent())
+            facts = built.facts
+        except ComposefsdError as error:
+            facts = Facts.unknown(error.message)
+        save_facts(host.settings.state, stored.digest, facts)
+    return facts
+
+
+def _info(stored: StoredImage, names: tuple[str, ...], facts: Facts) -> ImageInfo:
+    manifest, config = stored.image.manifest, stored.image.config
+    state, summary, evidence = _trust(stored.images, facts)
+    return ImageInfo(
+        manifest_digest=manifest.digest,
+        config_digest=config.digest,
+        names=names,
+        references=tuple(name for name in names if ":" in name),
+        architecture="/".join(filter(None, (config.platform.architecture, config.platform.variant))),
+        os=config.platform.os,
+        title=facts.title,
+        os_version=facts.os_version,
+        created=config.created,
+        size_bytes=manifest.size_bytes,
+        layer_count=len(manifest.layers),
+        images=stored.images,
+        trust=state,
+        trust_summary=summary,
+        trust_evidence=evidence,
+        bootable=facts.bootable,
+        reasons=facts.reasons,
+        boot_resources=tuple(
+            BootResourceInfo(one.type, one.path, one.kernel_version, one.details) for one in facts.resources
+        ),
+    )
+
+
+def _trust(images: Sequence[ComposefsImage], facts: Facts) -> tuple[TrustState, str, dict[str, str]]:
+    """How the digests that the image's UKIs name relate to its boot images."""
+    claimed = facts.claimed_digests
+    if not claimed:
+        return TrustState.UNSEALED, "no UKI of the image names a digest", {}
+    evidence = {"uki-digest": ", ".join(sorted(claimed))}
+    computed = {one.digest.hex for one in images if one.kind is ImageKind.BOOT}
+    if not computed:
+        return TrustState.SEALED, "a UKI names a digest, and no boot image was made to compare", evidence
+    if claimed <= computed:
+        return TrustState.MATCHING, "every digest that a UKI names is that of the boot image", evidence
+    return TrustState.MISMATCH, "a UKI names a digest that no boot image of the repository has", evidence
+
+
+def resolve(images: Sequence[ImageInfo], text: str) -> ImageInfo:
+    """The image that a tag, a manifest or config digest, or a prefix of at least 12 digits of one names.
+
+    Raises NoSuchImageError or AmbiguousImageError.
+    """
+    for image in images:
+        if text in (*image.names, str(image.manifest_digest), str(image.config_digest)):
+            return image
+    digits = text.removeprefix("sha256:")
+    fitting = [image for image in images if _fits(image, digits)]
+    if len(fitting) > 1:
+        raise AmbiguousImageError(f"{text!r} fits {len(fitting)} images; give more digits", subject=text)
+    if not fitting:
+        raise NoSuchImageError(f"no image {text[:300]!r} in the repository", subject=text[:300])
+    return fitting[0]
+
+
+def _fits(image: ImageInfo, digits: str) -> bool:
+    return len(digits) >= _PREFIX_DIGITS and (
+        image.manifest_digest.hex.startswith(digits) or image.config_digest.hex.startswith(digits)
+    )
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidNameError for a name that is reserved; the repository checks the rest of the grammar."""
+    if name.startswith(DEPLOYMENT_TAG):
+        raise InvalidNameError(f"names under {DEPLOYMENT_TAG!r} are reserved for deployments", subject=name)
+
+
+async def tag(host: Host, image: OciDigest, name: str, *, replace: bool) -> None:
+    """Give an image a name.  Raises InvalidNameError, NameInUseError, NoSuchImageError."""
+    check_name(name)
+    async with host.writing() as repository:
+        if repository.stream(manifest_stream(image)) is None:
+            raise NoSuchImageError(f"no image {image} in the repository", subject=str(image))
+        check_tag(repository, name, image, replace=replace)
+        await asyncio.to_thread(_tag, repository, name, image)
+
+
+def _tag(repository: Repository, name: str, image: OciDigest) -> None:
+    repository.tag(name, manifest_stream(image))
+    repository.sync()
+
+
+async def untag(host: Host, name: str, *, missing_ok: bool) -> None:
+    """Take a name away.  Raises NoSuchImageError if nothing has it, unless that is fine."""
+    check_name(name)
+    async with host.writing() as repository:
+        if not repository.untag(name) and not missing_ok:
+            raise NoSuchImageError(f"no image has the name {name[:300]!r}", subject=name[:300])
+        await asyncio.to_thread(repository.sync)
+
+
+async def remove(host: Host, image: OciDigest, *, force: bool) -> list[str]:
+    """Take all names of an image away and forget it; its objects go with the next collection.
+
+    Raises InUseError if it has deployments, or several names and no `force`; answers with the names that went.
+    """
+    async with host.writing() as repository:
+        tags = [name for name, stream in repository.tags().items() if stream == manifest_stream(image)]
+        names = sorted(name for name in tags if not name.startswith(DEPLOYMENT_TAG))
+        if len(names) != len(tags):
+            raise InUseError(f"image {image} is deployed; remove its deployments first", subject=str(image))
+        if len(names) > 1 and not force:
+            raise InUseError(f"image {image} has the names {', '.join(names)}", subject=str(image))
+        await asyncio.to_thread(_forget, repository, load_image(repository, image), names)
+    return names
+
+
+def _forget(repository: Repository, stored: StoredImage, names: list[str]) -> None:
+    """Names first, then the manifest's stream, then the images that no other OCI image has."""
+    for name in names:
+        repository.untag(name)
+    repository.unlink_stream(manifest_stream(stored.digest))
+    others = {image.digest for one in _load_all(repository) for image in one.images}
+    for image in stored.images:
+        if image.digest not in others:
+            repository.unlink_image(image.digest.digest)
+    repository.sync()
+
+
+async def document(host: Host, image: OciDigest, which: str) -> bytes:
+    """A document of an image, `manifest` or `config`, byte for byte.  Raises InvalidArgumentsError for others."""
+    async with host.reading() as repository:
+        stored = load_image(repository, image)
+    if which == "manifest":
+        return stored.image.manifest.data
+    if which == "config":
+        return stored.image.config.data
+    raise InvalidArgumentsError(f"no document {which[:80]!r}; there are manifest and config", subject=which[:80])

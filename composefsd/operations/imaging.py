@@ -1,0 +1,253 @@
+"""The imager: from layers to composefs images, in a process that may only read objects.
+
+Layers come as the columns that the unpacker has just made, or are read back from their splitstreams.  One merge
+serves all images that are asked for: each is a fork of the merged tree, written front to back into a file that the
+daemon opened.  Whoever takes such a file in computes its digest again.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from composefsd import verity
+from composefsd.boot.transform import make_boot
+from composefsd.digests import Algorithm
+from composefsd.erofs import writer
+from composefsd.erofs.format import FormatVersion
+from composefsd.errors import FormatError, LimitExceededError, ObjectMissingError
+from composefsd.oci.storage import STREAM_BYTES, ImageKind
+from composefsd.operations.facts import gather
+from composefsd.splitstream.format import ContentType
+from composefsd.splitstream.reader import Splitstream
+from composefsd.tree import dumpfile
+from composefsd.tree.layer import LayerTable
+from composefsd.tree.merge import apply_layer
+from composefsd.tree.normative import XattrMode, make_normative
+from composefsd.tree.table import Tree
+from composefsd.tree.tar import parse_layer
+from composefsd.workers.serve import Call, Task
+
+_COLUMNS_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The object store, to read from: `objects/` as a directory descriptor."""
+
+    fd: int
+    algorithm: Algorithm
+
+    def open(self, digest: bytes) -> int:
+        """An object.  Raises ObjectMissingError."""
+        text = digest.hex()
+        try:
+            return os.open(f"{text[:2]}/{text[2:]}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError as error:
+            raise ObjectMissingError(f"object {text} cannot be read: {error.strerror}", object=text) from error
+
+    def read(self, digest: bytes, limit_bytes: int) -> bytes:
+        """A whole object.  Raises LimitExceededError if it is larger than the limit."""
+        fd = self.open(digest)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            size_bytes = os.fstat(fd).st_size
+            if size_bytes > limit_bytes:
+                raise LimitExceededError(f"object {digest.hex()} has {size_bytes} bytes; {limit_bytes} are allowed")
+            return file.read(size_bytes)
+
+
+class _StoredTar:
+    """A layer's tar as its splitstream has it: the tar parser's LayerStream."""
+
+    def __init__(self, stream: Splitstream) -> None:
+        self._refs = stream.object_refs
+        self._chunks = stream.chunks()
+        self._inline = b""
+        self._next: int | None = None
+        self.digests = bytearray()
+
+    def inline(self, count: int) -> bytes:
+        while len(self._inline) < count and self._more():
+            pass
+        data, self._inline = self._inline[:count], self._inline[count:]
+        return data
+
+    def external(self, size: int) -> None:
+        if not self._inline:
+            self._more()
+        if self._inline or self._next is None:
+            raise FormatError(f"the layer's stream has no object where its tar has a file of {size} bytes")
+        self.digests += self._refs[self._next]
+        self._next = None
+
+    def rest(self) -> None:
+        self._inline = b""
+        while self._more():
+            self._inline = b""
+        if self._next is not None:
+            raise FormatError("the layer's stream has an object behind the end of its tar")
+
+    def _more(self) -> bool:
+        """Take in the next chunk: False if it is an object, which then waits, or if there is none."""
+        if self._next is not None:
+            return False
+        chunk = next(self._chunks, b"")
+        if isinstance(chunk, int):
+            self._next = chunk
+            return False
+        self._inline += chunk
+        return bool(chunk)
+
+
+def _stored_layer(objects: Objects, digest: bytes) -> tuple[LayerTable, bytearray]:
+    data = objects.read(digest, STREAM_BYTES)
+    tar = _StoredTar(Splitstream.parse(data, objects.algorithm, ContentType.OCI_LAYER))
+    return parse_layer(tar), tar.digests
+
+
+def _passed_layer(columns_fd: int, digests_fd: int, sizes: Mapping[str, int]) -> tuple[LayerTable, bytes]:
+    if max(sizes["columns"], sizes["digests"]) > _COLUMNS_BYTES:
+        raise LimitExceededError("a layer's columns are larger than 1 GiB")
+    columns = os.pread(columns_fd, sizes["columns"], 0)
+    return LayerTable.parse(columns), os.pread(digests_fd, sizes["digests"], 0)
+
+
+class _Rehash:
+    """Digests of another algorithm for the objects of a repository."""
+
+    def __init__(self, objects: Objects, algorithm: Algorithm) -> None:
+        self._objects = objects
+        self._algorithm = algorithm
+        self._known: dict[bytes, bytes] = {}
+        self._back: dict[bytes, bytes] = {}
+
+    def all(self, digests: bytes | bytearray) -> bytes:
+        """The digests of the same objects, in the same order."""
+        width = self._objects.algorithm.digest_bytes
+        return b"".join(self.one(bytes(digests[at : at + width])) for at in range(0, len(digests), width))
+
+    def read(self, digest: bytes, limit_bytes: int) -> bytes:
+        """An object by its translated digest."""
+        return self._objects.read(self._back[digest], limit_bytes)
+
+    def one(self, digest: bytes) -> bytes:
+        """The digest of one object."""
+        known = self._known.get(digest)
+        if known is None:
+            fd = self._objects.open(digest)
+            try:
+                known = self._known[digest] = verity.compute_file(fd, self._algorithm).digest
+            finally:
+                os.close(fd)
+            self._back[known] = digest
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An image that is asked for."""
+
+    kind: ImageKind
+    format: FormatVersion
+    xattrs: XattrMode
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        return cls(ImageKind(values["kind"]), FormatVersion(values["format"]), XattrMode(values["xattrs"]))
+
+
+def merge(
+    call: Call, objects: Objects, translate: Callable[[bytes | bytearray], bytes], algorithm: Algorithm
+) -> Tree:
+    """The merged tree of the layers in `call`, frozen, with digests as `translate` gives them."""
+    tree = Tree(algorithm)
+    passed = iter(call.fds[1:])
+    for number, layer in enumerate(call.args["layers"], 1):
+        if "columns" in layer:
+            table, digests = _passed_layer(next(passed), next(passed), layer)
+        else:
+            table, stored = _stored_layer(objects, bytes.fromhex(layer["stream"]))
+            digests = bytes(stored)
+        apply_layer(tree, table, translate(digests))
+        call.report({"layers": number})
+    tree.freeze()
+    return tree
+
+
+def _emit(fd: int, pieces: Iterator[bytes], algorithm: Algorithm) -> str:
+    """Write an image and answer with its digest."""
+    hasher = verity.Hasher(algorithm)
+    for piece in pieces:
+        hasher.update(piece)
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(fd, view) :]
+    return hasher.digest().hex()
+
+
+def build(call: Call) -> dict[str, Any]:
+    """Make composefs images of an OCI image.
+
+    fds: `objects/`; a columns and a digests memfd for each of `layers` that has `columns` and `digests` (their sizes
+    in bytes) instead of `stream`; then a file for each of `images` if `write` is set.  args: `repository_algorithm`,
+    `algorithm`, `layers`, `images` (kind, format, xattrs), `write`.  Answers with `digests` and `facts`.
+    """
+    algorithm = Algorithm(call.args["algorithm"])
+    objects = Objects(call.fds[0], Algorithm(call.args["repository_algorithm"]))
+    read: Callable[[bytes, int], bytes] = objects.read
+    translate: Callable[[bytes | bytearray], bytes] = bytes
+    if algorithm is not objects.algorithm:
+        rehash = _Rehash(objects, algorithm)
+        read, translate = rehash.read, rehash.all
+
+    merged = merge(call, objects, translate, algorithm)
+    wanted = [_Wanted.read(values) for values in call.args["images"]]
+    outputs = iter(call.fds[len(call.fds) - len(wanted) :] if call.args["write"] else ())
+    trees = _Trees(merged, read)
+    digests = []
+    for one in wanted:
+        pieces = writer.write(trees.get(one), one.format)
+        fd = next(outputs, None)
+        digests.append(
+            writer.compute_id(trees.get(one), one.format).hex if fd is None else _emit(fd, pieces, algorithm)
+        )
+    return {"digests": digests, "facts": gather(trees.get(_FACTS), read)}
+
+
+_FACTS: Final = _Wanted(ImageKind.NORMATIVE, FormatVersion.V1, XattrMode.ALLOWLIST_ONLY)
+
+
+class _Trees:
+    """The transformed trees of one merged tree, each made once: formats share them."""
+
+    def __init__(self, merged: Tree, read: Callable[[bytes, int], bytes]) -> None:
+        self._merged = merged
+        self._read = read
+        self._made: dict[tuple[ImageKind, XattrMode], Tree] = {}
+
+    def get(self, wanted: _Wanted) -> Tree:
+        """The tree of an image that is asked for."""
+        key = (wanted.kind, wanted.xattrs)
+        if key not in self._made:
+            self._made[key] = self._make(*key)
+        return self._made[key]
+
+    def _make(self, kind: ImageKind, mode: XattrMode) -> Tree:
+        if kind is ImageKind.BOOT:
+            return make_boot(self.get(_Wanted(ImageKind.NORMATIVE, FormatVersion.V1, mode)), self._read)
+        tree = self._merged.fork()
+        make_normative(tree, mode)
+        return tree
+
+
+def dump(call: Call) -> dict[str, Any]:
+    """Write the dumpfile of one image.  fds and args as for `build` with a single image, whose file it goes to."""
+    objects = Objects(call.fds[0], Algorithm(call.args["repository_algorithm"]))
+    merged = merge(call, objects, bytes, objects.algorithm)
+    tree = _Trees(merged, objects.read).get(_Wanted.read(call.args["images"][0]))
+    with os.fdopen(os.dup(call.fds[-1]), "wb") as file:
+        file.writelines(dumpfile.serialize(tree))
+    return {}
+
+
+TASKS: Final[dict[str, Task]] = {"build": build, "dump": dump}

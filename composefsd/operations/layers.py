@@ -1,0 +1,187 @@
+"""Getting an image's layers into the repository: an unpacker and a storer, and between them the ring."""
+
+import asyncio
+import os
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from composefsd.digests import DiffId
+from composefsd.errors import FormatError, JobInterruptedError
+from composefsd.oci.manifest import Layer, OciImage
+from composefsd.oci.storage import layer_stream
+from composefsd.oci.transport.source import Blob, Source
+from composefsd.operations.progress import Progress, Stage
+from composefsd.repository import Repository
+from composefsd.workers.pool import Event, Worker
+from composefsd.workers.ring import create_ring
+
+_PASSED_LAYERS: Final = 90
+"""How many layers can be handed to the imager as columns; more would not fit into one message."""
+
+
+Answer = Coroutine[Any, Any, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A layer's columns and its files' digests, in memfds, with their sizes in bytes."""
+
+    columns_fd: int
+    columns_bytes: int
+    digests_fd: int
+    digests_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """A layer whose stream is in the repository; fresh ones come with their columns."""
+
+    diff_id: DiffId
+    stream: bytes
+    columns: Columns | None = None
+
+    def for_imager(self) -> dict[str, Any]:
+        """How the imager is told about this layer."""
+        if self.columns is None:
+            return {"stream": self.stream.hex()}
+        return {"columns": self.columns.columns_bytes, "digests": self.columns.digests_bytes}
+
+    def descriptors(self) -> tuple[int, ...]:
+        """What goes along."""
+        return () if self.columns is None else (self.columns.columns_fd, self.columns.digests_fd)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Bytes of blobs and objects that a pull has dealt with."""
+
+    total: int
+    reused: int = 0
+    done: int = 0
+    objects_added: int = 0
+
+
+@dataclass(slots=True)
+class LayerFetcher:
+    """Fetches the layers of one image, one after another; the memfds it makes live as long as `keep`."""
+
+    repository: Repository
+    source: Source
+    unpacker: Worker
+    storer: Worker
+    progress: Progress
+    limit_bytes: int
+    keep: ExitStack
+    tally: Tally
+    _passed: int = field(default=0, init=False)
+
+    async def fetch(self, image: OciImage) -> list[StoredLayer]:
+        """All layers, bottom first; those that the repository has are not read again."""
+        self.progress.stage(Stage.FETCH)
+        known: dict[DiffId, StoredLayer] = {}
+        for number, layer in enumerate(image.layers):
+            self.progress.items(done=number, total=len(image.layers))
+            self._tell(0)
+            if layer.diff_id not in known:
+                known[layer.diff_id] = await self._fetch(layer)
+        self.progress.items(done=len(image.layers), total=len(image.layers))
+        return [known[layer.diff_id] for layer in image.layers]
+
+    async def _fetch(self, layer: Layer) -> StoredLayer:
+        stream = self.repository.stream(layer_stream(layer.diff_id))
+        if stream is not None:
+            self.tally.reused += layer.blob.size_bytes
+            return StoredLayer(layer.diff_id, stream)
+        stored = await self._unpack(layer, await self.source.open_blob(layer.blob))
+        self.tally.done += layer.blob.size_bytes
+        return stored
+
+    async def _unpack(self, layer: Layer, blob: Blob) -> StoredLayer:
+        columns_fd, digests_fd = (self._memfd(name) for name in ("columns", "digests"))
+        digest = layer.blob.digest
+        unpack = {
+            "compression": layer.blob.compression().value,
+            "algorithm": digest.algorithm,
+            "hex": digest.hex,
+            "size": layer.blob.size_bytes,
+            "offset": blob.offset,
+            "limit": self.limit_bytes,
+        }
+        store = {"diff_id": str(layer.diff_id)}
+        with _closing(blob.fd), _ring() as (writing, reading):
+            await self.unpacker.start("unpack", unpack, (blob.fd, *writing, columns_fd))
+            await self.storer.start("store_layer", store, (self.repository.fd, *reading, digests_fd))
+        # Our copies of the ring are closed, so that either worker notices if the other one dies.
+        unpacked, stored = await _both(self.unpacker.finish(self._on_event), self.storer.finish())
+        await self.storer.call(
+            "name_layer", {"diff_id": str(layer.diff_id), "stream": stored["stream"]}, (self.repository.fd,)
+        )
+        self.tally.objects_added += int(stored["added"])
+        columns = None
+        if self._passed < _PASSED_LAYERS:
+            self._passed += 1
+            columns = Columns(columns_fd, _size(unpacked), digests_fd, int(stored["digests"]))
+        return StoredLayer(layer.diff_id, bytes.fromhex(stored["stream"]), columns)
+
+    def _memfd(self, name: str) -> int:
+        fd = os.memfd_create(f"composefsd-{name}", os.MFD_CLOEXEC)
+        self.keep.callback(os.close, fd)
+        return fd
+
+    def _on_event(self, event: Event) -> None:
+        self.progress.stage(Stage.UNPACK)
+        done = event.get("bytes")
+        if isinstance(done, int):
+            self._tell(done)
+
+    def _tell(self, more_bytes: int) -> None:
+        tally = self.tally
+        done = min(tally.done + more_bytes, tally.total - tally.reused)
+        self.progress.bytes(reused=tally.reused, done=done, total=tally.total)
+
+
+def _size(unpacked: dict[str, Any]) -> int:
+    size = unpacked.get("columns")
+    if not isinstance(size, int) or size < 0:
+        raise FormatError("the unpacker did not tell the size of its columns")
+    return size
+
+
+@contextmanager
+def _ring() -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A ring's descriptors: those of the unpacker, and those of the storer."""
+    with ExitStack() as stack:
+        memory = create_ring()
+        (free_read, free_write), (cuts_read, cuts_write) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        for fd in (memory, free_read, free_write, cuts_read, cuts_write):
+            stack.callback(os.close, fd)
+        yield (memory, free_read, cuts_write), (memory, free_write, cuts_read)
+
+
+@contextmanager
+def _closing(fd: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _both(unpack: Answer, store: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results of both workers.
+
+    A worker that fails makes the other one fail for want of a partner; that second error says nothing, so the one
+    that is no JobInterruptedError is raised.
+    """
+    tasks = [asyncio.ensure_future(unpack), asyncio.ensure_future(store)]
+    try:
+        await asyncio.wait(tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    failures = [answer for answer in answers if isinstance(answer, BaseException)]
+    for failure in sorted(failures, key=lambda one: isinstance(one, JobInterruptedError)):
+        raise failure
+    return tasks[0].result(), tasks[1].result()
