@@ -40,8 +40,13 @@ class Document:
             value = json.loads(data, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{name} is not valid JSON: {error}", subject=name) from error
+        return cls.of(value, name)
+
+    @classmethod
+    def of(cls, value: object, name: str) -> Self:
+        """A value that was parsed elsewhere.  Raises FormatError if it is no object."""
         if not isinstance(value, dict):
-            raise FormatError(f"{name} is not a JSON object", subject=name)
+            raise FormatError(f"{name} is not an object", subject=name)
         return cls(value, name)
 
     def _bad(self, key: str, wanted: str) -> FormatError:
@@ -67,6 +72,17 @@ class Document:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
             raise self._bad(key, "a number from 0 to 2^63-1")
         return value
+
+    def flag(self, key: str) -> bool:
+        """True or false."""
+        value = self._members.get(key)
+        if not isinstance(value, bool):
+            raise self._bad(key, "true or false")
+        return value
+
+    def value(self, key: str) -> object:
+        """Whatever is there, None if nothing is."""
+        return self._members.get(key)
 
     def digest(self, key: str) -> OciDigest:
         """An OCI digest."""

@@ -24,6 +24,7 @@ STREAM_BYTES: Final = 1 << 30
 """The largest splitstream of a layer that is read back: small files, headers and a digest for each object."""
 
 MANIFEST_PREFIX: Final = "oci-manifest-"
+CONFIG_PREFIX: Final = "oci-config-"
 _IMAGE: Final = "composefs.image"
 _BOOT: Final = ".boot"
 _XATTRS: Final = ".xattrs="
@@ -73,7 +74,7 @@ def manifest_stream(digest: OciDigest) -> str:
 
 def config_stream(digest: OciDigest) -> str:
     """The stream of a config."""
-    return f"oci-config-{digest}"
+    return f"{CONFIG_PREFIX}{digest}"
 
 
 def layer_stream(diff_id: DiffId) -> str:

@@ -3,12 +3,13 @@
 It takes a layer's plain tar from the shared ring, stores file contents as objects and the tar as a splitstream, and
 computes the diff_id itself: nothing gets a name that this process has not hashed.  `commit` then makes an image
 visible, in an order that leaves the repository valid wherever it stops: all objects, one `syncfs`, then the names,
-the tag last.  The lock is the daemon's: it comes with the descriptor of the repository.
+the tag last.  The daemon holds the shared lock meanwhile.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -17,16 +18,23 @@ from composefsd.digests import DiffId, OciDigest
 from composefsd.errors import DigestMismatchError, NameInUseError
 from composefsd.oci.manifest import ImageConfig, Manifest, OciImage, check_digest
 from composefsd.oci.storage import (
+    CONFIG_PREFIX,
+    MANIFEST_PREFIX,
     composefs_images,
     config_stream,
     layer_stream,
     manifest_stream,
+    manifests,
 )
 from composefsd.repository import Repository
+from composefsd.repository.links import Category
 from composefsd.splitstream.format import ContentType
 from composefsd.splitstream.writer import Writer
 from composefsd.workers.ring import RingReader, deliver
 from composefsd.workers.serve import Call, Task
+
+_HELD: Final = "composefsd-held"
+"""Refs below `streams/refs` that keep a config while its manifests are rewritten."""
 
 
 class _LayerSink:
@@ -77,7 +85,7 @@ def store_layer(call: Call) -> dict[str, Any]:
     """
     repository_fd, ring_fd, free_fd, cuts_fd, digests_fd = call.fds
     expected = DiffId.parse(call.args["diff_id"])
-    with Repository.adopt(repository_fd) as repository:
+    with Repository.adopt(os.dup(repository_fd)) as repository:
         sink = _LayerSink(repository, expected)
         deliver(RingReader(ring_fd, free_fd, cuts_fd), sink)
         if sink.diff_id != expected:
@@ -93,7 +101,7 @@ def store_layer(call: Call) -> dict[str, Any]:
 
 def name_layer(call: Call) -> dict[str, Any]:
     """Name the splitstream of a layer that is complete, once it is on stable storage.  fds: repository."""
-    with Repository.adopt(call.fds[0]) as repository:
+    with Repository.adopt(os.dup(call.fds[0])) as repository:
         repository.sync()
         repository.link_stream(layer_stream(DiffId.parse(call.args["diff_id"])), bytes.fromhex(call.args["stream"]))
     return {}
@@ -126,7 +134,8 @@ def commit(call: Call) -> dict[str, Any]:
     args: `manifest`, `config` and their digests, `layers` (diff_id to stream), `tag` (or None), `replace`, `images`.
     """
     order = _Order.read(call.args)
-    with Repository.adopt(call.fds[0]) as repository:
+    with Repository.adopt(os.dup(call.fds[0])) as repository:
+        heal(repository)
         if order.tag is not None:
             check_tag(repository, order.tag, order.image.manifest.digest, replace=order.replace)
         images = {
@@ -141,7 +150,7 @@ def check_tag(repository: Repository, tag: str, image: OciDigest, *, replace: bo
     """Raises NameInUseError if the tag names another image and may not be moved."""
     holder = repository.tags().get(tag)
     if holder is not None and holder != manifest_stream(image) and not replace:
-        raise NameInUseError(f"the name {tag!r} is taken by {holder.removeprefix('oci-manifest-')}", subject=tag)
+        raise NameInUseError(f"the name {tag!r} is taken by {holder.removeprefix(MANIFEST_PREFIX)}", subject=tag)
 
 
 def _adopt(repository: Repository, fd: int, promised: str) -> bytes:
@@ -151,28 +160,32 @@ def _adopt(repository: Repository, fd: int, promised: str) -> bytes:
         raise DigestMismatchError(
             f"the imager wrote an image of {digest} and called it {promised}", expected=promised, actual=digest.hex
         )
-    repository.objects.adopt(fd, digest.digest)
+    repository.objects.adopt(os.dup(fd), digest.digest)
     return digest.digest
 
 
 def _publish(repository: Repository, order: _Order, images: Mapping[str, bytes]) -> None:
+    """All objects, one `syncfs`, then names from the bottom up: images, config, manifests, tag."""
     manifest, config = order.image.manifest, order.image.config
     config_name = config_stream(config.digest)
-    kept = _kept_images(repository, config_name)
-    config_id = _store_document(repository, ContentType.OCI_CONFIG, config.data, {**order.layers, **kept, **images})
-    references = {f"config:{config.digest}": config_id, **order.layers}
+    references = {**order.layers, **_kept_images(repository, config_name), **images}
+    config_id = _store_document(repository, ContentType.OCI_CONFIG, config.data, references)
+    references = {_config_key(config.digest): config_id, **order.layers}
     manifest_id = _store_document(repository, ContentType.OCI_MANIFEST, manifest.data, references)
-    siblings = _rewrite_siblings(repository, order.image, config_id)
-
     repository.sync()
     for digest in images.values():
         repository.link_image(digest)
-    repository.link_stream(config_name, config_id)
-    for name, digest in {**siblings, manifest_stream(manifest.digest): manifest_id}.items():
-        repository.link_stream(name, digest)
+    with _held(repository, config.digest, config_id):
+        repository.link_stream(config_name, config_id)
+        repository.link_stream(manifest_stream(manifest.digest), manifest_id)
+        _refresh_manifests(repository, config.digest, config_id)
     if order.tag is not None:
         repository.tag(order.tag, manifest_stream(manifest.digest))
-    repository.sync()
+
+
+def _config_key(config: OciDigest) -> str:
+    """The named reference of a manifest's stream that leads to its config's."""
+    return f"config:{config}"
 
 
 def _store_document(repository: Repository, kind: int, data: bytes, references: Mapping[str, bytes]) -> bytes:
@@ -192,20 +205,47 @@ def _kept_images(repository: Repository, config_name: str) -> dict[str, bytes]:
     return {name: digest for name, digest in found.items() if repository.has_image(digest)}
 
 
-def _rewrite_siblings(repository: Repository, image: OciImage, config_id: bytes) -> dict[str, bytes]:
-    """New streams for other named manifests of this config, which would else name one that is no longer current."""
-    key = f"config:{image.config.digest}"
-    rewritten = {}
-    for name in set(repository.tags().values()) - {manifest_stream(image.manifest.digest)}:
+@contextmanager
+def _held(repository: Repository, config: OciDigest, config_id: bytes) -> Iterator[None]:
+    """Keep a config's stream by a ref of its own while manifests still name the one that it replaces.
+
+    The collector follows a manifest's reference only to a stream that is current.  If the power failed between config
+    and manifest, it would find neither the old config nor the new one by the tag.
+    """
+    if repository.stream(config_stream(config)) in (None, config_id):
+        yield
+        return
+    held = f"{_HELD}/{config.hex}"
+    repository.set_ref(Category.STREAMS, held, config_stream(config))
+    yield
+    repository.sync()
+    repository.remove_ref(Category.STREAMS, held)
+
+
+def heal(repository: Repository) -> None:
+    """Finish what a commit that was interrupted has begun: let all manifests name the current config."""
+    for name, entry in repository.refs(Category.STREAMS).items():
+        if name.startswith(f"{_HELD}/"):
+            current = repository.stream(entry)
+            if current is not None:
+                _refresh_manifests(repository, OciDigest.parse(entry.removeprefix(CONFIG_PREFIX)), current)
+            repository.sync()
+            repository.remove_ref(Category.STREAMS, name)
+
+
+def _refresh_manifests(repository: Repository, config: OciDigest, config_id: bytes) -> None:
+    """Give every manifest of this config that names an older stream of it a new stream of its own."""
+    key = _config_key(config)
+    for digest in manifests(repository):
+        name = manifest_stream(digest)
         stream = repository.read_stream(name, ContentType.OCI_MANIFEST)
         if stream.named_refs.get(key, config_id) == config_id:
             continue
         writer = Writer(repository.algorithm, ContentType.OCI_MANIFEST)
         writer.external(stream.object_refs[0], stream.size_bytes)
-        for reference, digest in {**stream.named_refs, key: config_id}.items():
-            writer.add_reference(reference, digest)
-        rewritten[name] = repository.objects.store(writer.finish())
-    return rewritten
+        for reference, target in {**stream.named_refs, key: config_id}.items():
+            writer.add_reference(reference, target)
+        repository.link_stream(name, repository.objects.store(writer.finish()))
 
 
 TASKS: Final[dict[str, Task]] = {"store_layer": store_layer, "name_layer": name_layer, "commit": commit}

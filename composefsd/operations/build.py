@@ -1,8 +1,8 @@
 """Making composefs images of layers that are in the repository: the imager's side as the daemon sees it."""
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from composefsd.operations.facts import Facts
 from composefsd.operations.layers import StoredLayer
 from composefsd.operations.progress import Progress, Stage
 from composefsd.repository import Repository
+from composefsd.repository.links import ensure_directory
 from composefsd.tree.normative import XattrMode
 from composefsd.workers.pool import Event, Worker
 
@@ -39,26 +40,36 @@ class ImageOrder:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What an imager made; files are unnamed, one for each image, and closed by whoever opened them."""
+    """What an imager made."""
 
     images: tuple[ComposefsImage, ...]
-    files: tuple[int, ...]
     facts: Facts
 
 
 def open_objects(repository: Repository) -> int:
     """A descriptor of `objects/`, all that an imager gets of a repository."""
-    return os.open("objects", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=repository.fd)
+    return ensure_directory(repository.fd, "objects")
 
 
-def temporary_files(repository: Repository, count: int, keep: ExitStack) -> tuple[int, ...]:
-    """Unnamed files in the object store, which vanish with `keep` unless somebody links them."""
-    files = []
-    for _ in range(count):
-        fd = repository.objects.temporary()
-        keep.callback(os.close, fd)
-        files.append(fd)
-    return tuple(files)
+@contextmanager
+def temporary_files(repository: Repository, count: int) -> Iterator[tuple[int, ...]]:
+    """Unnamed files in the object store, open for writing during the block."""
+    with ExitStack() as stack:
+        files = []
+        for _ in range(count):
+            fd = repository.objects.temporary()
+            stack.callback(repository.objects.discard, fd)
+            files.append(fd)
+        yield tuple(files)
+
+
+def reopen_for_reading(files: Sequence[int], keep: ExitStack) -> tuple[int, ...]:
+    """The same files, as long as `keep` lasts: fs-verity wants that nobody can write to what it seals."""
+    reopened = []
+    for fd in files:
+        reopened.append(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
+        keep.callback(os.close, reopened[-1])
+    return tuple(reopened)
 
 
 def _request(repository: Repository, layers: Sequence[StoredLayer], orders: Sequence[ImageOrder]) -> dict[str, Any]:
@@ -79,10 +90,15 @@ async def build_images(
     progress: Progress,
     files: tuple[int, ...] = (),
     algorithm: Algorithm | None = None,
+    facts: bool = True,
 ) -> Built:
     """Have images made, into `files` if there are any, else only measured; `algorithm` if not the repository's."""
     algorithm = algorithm or repository.algorithm
-    request = _request(repository, layers, orders) | {"algorithm": algorithm.value, "write": bool(files)}
+    request = _request(repository, layers, orders) | {
+        "algorithm": algorithm.value,
+        "write": bool(files),
+        "facts": facts,
+    }
 
     def tell(event: Event) -> None:
         done = event.get("layers")
@@ -100,7 +116,7 @@ async def build_images(
     if not isinstance(digests, list) or len(digests) != len(orders):
         raise FormatError("the imager did not make the images that it was asked for")
     images = (order.made(ObjectId.parse(str(hexes), algorithm)) for order, hexes in zip(orders, digests, strict=True))
-    return Built(tuple(images), files, Facts.from_wire(answer.get("facts")))
+    return Built(tuple(images), Facts.from_wire(answer.get("facts")) if facts else Facts())
 
 
 async def dump_image(

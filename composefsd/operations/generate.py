@@ -17,6 +17,7 @@ from composefsd.operations.build import (
     build_images,
     dump_image,
     open_objects,
+    reopen_for_reading,
     temporary_files,
 )
 from composefsd.operations.facts import has_facts, save_facts
@@ -65,32 +66,40 @@ class ImageMaker:
         known = _recorded(self.repository, image)
         missing = [order for order in orders if order not in known]
         with ExitStack() as keep:
-            built = await self._build(image, layers, missing, keep)
-            images = known | {
-                ImageOrder(one.kind, one.format, one.xattrs): one for one in (built.images if built else ())
-            }
-            asked = tuple(images[order] for order in orders)
+            built, files = await self._build(image, layers, missing, keep)
+            made = built.images if built else ()
+            known |= {_order(one): one for one in made}
+            asked = tuple(known[order] for order in orders)
             _check_expected(asked, expect)
             self.progress.stage(Stage.COMMIT)
             self.progress.point_of_no_return()
-            added = await self._commit(image, layers, built, tag=tag, replace=replace)
+            added = await self._commit(image, layers, made, files, tag=tag, replace=replace)
         if built is not None:
             save_facts(self.host.settings.state, image.manifest.digest, built.facts)
         return Made(asked, added)
 
     async def _build(
         self, image: OciImage, layers: Sequence[StoredLayer], orders: Sequence[ImageOrder], keep: ExitStack
-    ) -> Built | None:
-        """The images and what else is to be known of the image; None if there is nothing to be made."""
+    ) -> tuple[Built | None, tuple[int, ...]]:
+        """What the imager made, with the images' files; None if there was nothing to be made, or found out."""
         if not orders and has_facts(self.host.settings.state, image.manifest.digest):
-            return None
-        files = temporary_files(self.repository, len(orders), keep)
-        return await build_images(self.imager, self.repository, layers, orders, progress=self.progress, files=files)
+            return None, ()
+        with temporary_files(self.repository, len(orders)) as files:
+            built = await build_images(
+                self.imager, self.repository, layers, orders, progress=self.progress, files=files
+            )
+            return built, reopen_for_reading(files, keep)
 
     async def _commit(
-        self, image: OciImage, layers: Sequence[StoredLayer], built: Built | None, *, tag: str | None, replace: bool
+        self,
+        image: OciImage,
+        layers: Sequence[StoredLayer],
+        images: Sequence[ComposefsImage],
+        files: Sequence[int],
+        *,
+        tag: str | None,
+        replace: bool,
     ) -> int:
-        images = built.images if built else ()
         order: dict[str, Any] = {
             "manifest": image.manifest.data.decode("latin-1"),
             "manifest_digest": str(image.manifest.digest),
@@ -101,7 +110,7 @@ class ImageMaker:
             "replace": replace,
             "images": [{"reference": one.reference, "digest": one.digest.hex} for one in images],
         }
-        answer = await self.storer.call("commit", order, (self.repository.fd, *(built.files if built else ())))
+        answer = await self.storer.call("commit", order, (self.repository.fd, *files))
         return int(answer["added"])
 
 
@@ -111,11 +120,11 @@ def _recorded(repository: Repository, image: OciImage) -> dict[ImageOrder, Compo
         stored = load_image(repository, image.manifest.digest)
     except NoSuchImageError:
         return {}
-    return {
-        ImageOrder(one.kind, one.format, one.xattrs): one
-        for one in stored.images
-        if repository.has_image(one.digest.digest)
-    }
+    return {_order(one): one for one in stored.images if repository.has_image(one.digest.digest)}
+
+
+def _order(image: ComposefsImage) -> ImageOrder:
+    return ImageOrder(image.kind, image.format, image.xattrs)
 
 
 def _check_expected(images: Sequence[ComposefsImage], expect: ObjectId | None) -> None:
@@ -177,7 +186,7 @@ async def compute_digest(
         async with imaging_worker(repository) as imager:
             built = await build_images(
                 imager, repository, stored_layers(stored), _orders(host, request),
-                progress=progress, algorithm=request.algorithm,
+                progress=progress, algorithm=request.algorithm, facts=False,
             )  # fmt: skip
     _check_expected(built.images, request.expect)
     return built.images

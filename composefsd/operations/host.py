@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -80,15 +80,17 @@ class Host:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repository]:
         """The repository under a shared lock: nothing is collected meanwhile.  Raises LockedError after a minute."""
-        with await asyncio.to_thread(_open_or_create, self.settings) as repository:
-            for _ in range(int(_LOCK_SECONDS / _LOCK_RETRY_SECONDS)):
+        with ExitStack() as stack:
+            repository = stack.enter_context(await asyncio.to_thread(_open_or_create, self.settings))
+            for attempts_left in reversed(range(int(_LOCK_SECONDS / _LOCK_RETRY_SECONDS))):
                 try:
-                    with repository.shared_lock(timeout=0):
-                        yield repository
-                        return
+                    stack.enter_context(repository.shared_lock(timeout=0))
+                    break
                 except LockedError:
+                    if not attempts_left:
+                        raise
                     await asyncio.sleep(_LOCK_RETRY_SECONDS)
-            raise LockedError(f"the repository {self.settings.repository} is locked by another process")
+            yield repository
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Repository]:

@@ -24,15 +24,13 @@ from composefsd.oci.storage import (
 )
 from composefsd.oci.store import check_tag
 from composefsd.operations.build import build_images
+from composefsd.operations.deployment_order import DEPLOYMENT_TAG
 from composefsd.operations.facts import Facts, load_facts, save_facts
 from composefsd.operations.generate import imaging_worker, stored_layers
 from composefsd.operations.host import Host
 from composefsd.operations.model import BootResourceInfo, ImageInfo, TrustState
 from composefsd.operations.progress import Silent
 from composefsd.repository import Repository
-
-DEPLOYMENT_TAG: Final = "deployment/"
-"""Names under this prefix keep the images of deployments; they are not shown, and nobody else may give them."""
 
 _PREFIX_DIGITS: Final = 12
 
@@ -42,7 +40,9 @@ async def list_images(host: Host) -> list[ImageInfo]:
     async with host.reading() as repository:
         stored = await asyncio.to_thread(_load_all, repository)
         names = _names(repository)
-        return [_info(one, names.get(str(one.digest), ()), await _facts(host, repository, one)) for one in stored]
+        return [
+            _info(one, names.get(str(one.digest), ()), await image_facts(host, repository, one)) for one in stored
+        ]
 
 
 def _load_all(repository: Repository) -> list[StoredImage]:
@@ -65,7 +65,7 @@ def _names(repository: Repository) -> dict[str, tuple[str, ...]]:
     return names
 
 
-async def _facts(host: Host, repository: Repository, stored: StoredImage) -> Facts:
+async def image_facts(host: Host, repository: Repository, stored: StoredImage) -> Facts:
     """What the image says about itself; found out now if another tool has put it into the repository."""
     facts = load_facts(host.settings.state, stored.digest)
     if facts is None:

@@ -8,7 +8,8 @@ daemon opened.  Whoever takes such a file in computes its digest again.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from functools import partial
+from typing import Any, Final, Protocol, Self
 
 from composefsd import verity
 from composefsd.boot.transform import make_boot
@@ -38,6 +39,10 @@ class Objects:
     fd: int
     algorithm: Algorithm
 
+    def translate(self, digests: bytes | bytearray) -> bytes:
+        """The digests as they are: the tree has those of the repository."""
+        return bytes(digests)
+
     def open(self, digest: bytes) -> int:
         """An object.  Raises ObjectMissingError."""
         text = digest.hex()
@@ -54,6 +59,14 @@ class Objects:
             if size_bytes > limit_bytes:
                 raise LimitExceededError(f"object {digest.hex()} has {size_bytes} bytes; {limit_bytes} are allowed")
             return file.read(size_bytes)
+
+    def read_range(self, digest: bytes, offset: int, count: int) -> bytes:
+        """Up to `count` bytes of an object."""
+        fd = self.open(digest)
+        try:
+            return os.pread(fd, count, offset)
+        finally:
+            os.close(fd)
 
 
 class _StoredTar:
@@ -112,8 +125,21 @@ def _passed_layer(columns_fd: int, digests_fd: int, sizes: Mapping[str, int]) ->
     return LayerTable.parse(columns), os.pread(digests_fd, sizes["digests"], 0)
 
 
-class _Rehash:
-    """Digests of another algorithm for the objects of a repository."""
+class _Source(Protocol):
+    """Where a tree's digests come from, and what they lead to."""
+
+    def translate(self, digests: bytes | bytearray) -> bytes:
+        """Digests of the repository as the tree has them."""
+
+    def read(self, digest: bytes, limit_bytes: int) -> bytes:
+        """A whole object by the tree's digest."""
+
+    def read_range(self, digest: bytes, offset: int, count: int) -> bytes:
+        """A part of it."""
+
+
+class _Rehashed:
+    """The objects of a repository under digests of another algorithm."""
 
     def __init__(self, objects: Objects, algorithm: Algorithm) -> None:
         self._objects = objects
@@ -121,17 +147,17 @@ class _Rehash:
         self._known: dict[bytes, bytes] = {}
         self._back: dict[bytes, bytes] = {}
 
-    def all(self, digests: bytes | bytearray) -> bytes:
-        """The digests of the same objects, in the same order."""
+    def translate(self, digests: bytes | bytearray) -> bytes:
         width = self._objects.algorithm.digest_bytes
-        return b"".join(self.one(bytes(digests[at : at + width])) for at in range(0, len(digests), width))
+        return b"".join(self._one(bytes(digests[at : at + width])) for at in range(0, len(digests), width))
 
     def read(self, digest: bytes, limit_bytes: int) -> bytes:
-        """An object by its translated digest."""
         return self._objects.read(self._back[digest], limit_bytes)
 
-    def one(self, digest: bytes) -> bytes:
-        """The digest of one object."""
+    def read_range(self, digest: bytes, offset: int, count: int) -> bytes:
+        return self._objects.read_range(self._back[digest], offset, count)
+
+    def _one(self, digest: bytes) -> bytes:
         known = self._known.get(digest)
         if known is None:
             fd = self._objects.open(digest)
@@ -156,10 +182,8 @@ class _Wanted:
         return cls(ImageKind(values["kind"]), FormatVersion(values["format"]), XattrMode(values["xattrs"]))
 
 
-def merge(
-    call: Call, objects: Objects, translate: Callable[[bytes | bytearray], bytes], algorithm: Algorithm
-) -> Tree:
-    """The merged tree of the layers in `call`, frozen, with digests as `translate` gives them."""
+def merge(call: Call, objects: Objects, source: _Source, algorithm: Algorithm) -> Tree:
+    """The merged tree of the layers in `call`, frozen, with digests as `source` translates them."""
     tree = Tree(algorithm)
     passed = iter(call.fds[1:])
     for number, layer in enumerate(call.args["layers"], 1):
@@ -168,20 +192,20 @@ def merge(
         else:
             table, stored = _stored_layer(objects, bytes.fromhex(layer["stream"]))
             digests = bytes(stored)
-        apply_layer(tree, table, translate(digests))
+        apply_layer(tree, table, source.translate(digests))
         call.report({"layers": number})
     tree.freeze()
     return tree
 
 
-def _emit(fd: int, pieces: Iterator[bytes], algorithm: Algorithm) -> str:
-    """Write an image and answer with its digest."""
+def _emit(fd: int | None, pieces: Iterator[bytes], algorithm: Algorithm) -> str:
+    """Write an image if there is a file for it; answers with its digest in any case."""
     hasher = verity.Hasher(algorithm)
     for piece in pieces:
         hasher.update(piece)
-        view = memoryview(piece)
+        view = memoryview(piece if fd is not None else b"")
         while view:
-            view = view[os.write(fd, view) :]
+            view = view[os.write(fd or 0, view) :]
     return hasher.digest().hex()
 
 
@@ -190,31 +214,24 @@ def build(call: Call) -> dict[str, Any]:
 
     fds: `objects/`; a columns and a digests memfd for each of `layers` that has `columns` and `digests` (their sizes
     in bytes) instead of `stream`; then a file for each of `images` if `write` is set.  args: `repository_algorithm`,
-    `algorithm`, `layers`, `images` (kind, format, xattrs), `write`.  Answers with `digests` and `facts`.
+    `algorithm`, `layers`, `images` (kind, format, xattrs), `write`, `facts`.  Answers with `digests`, and with
+    `facts` if they are asked for.
     """
     algorithm = Algorithm(call.args["algorithm"])
     objects = Objects(call.fds[0], Algorithm(call.args["repository_algorithm"]))
-    read: Callable[[bytes, int], bytes] = objects.read
-    translate: Callable[[bytes | bytearray], bytes] = bytes
-    if algorithm is not objects.algorithm:
-        rehash = _Rehash(objects, algorithm)
-        read, translate = rehash.read, rehash.all
-
-    merged = merge(call, objects, translate, algorithm)
+    source: _Source = objects if algorithm is objects.algorithm else _Rehashed(objects, algorithm)
+    trees = _Trees(merge(call, objects, source, algorithm), source.read)
     wanted = [_Wanted.read(values) for values in call.args["images"]]
     outputs = iter(call.fds[len(call.fds) - len(wanted) :] if call.args["write"] else ())
-    trees = _Trees(merged, read)
-    digests = []
-    for one in wanted:
-        pieces = writer.write(trees.get(one), one.format)
-        fd = next(outputs, None)
-        digests.append(
-            writer.compute_id(trees.get(one), one.format).hex if fd is None else _emit(fd, pieces, algorithm)
-        )
-    return {"digests": digests, "facts": gather(trees.get(_FACTS), read)}
+    digests = [_emit(next(outputs, None), writer.write(trees.get(one), one.format), algorithm) for one in wanted]
+    facts = None
+    if call.args["facts"]:
+        boot = partial(trees.get, _Wanted(ImageKind.BOOT, FormatVersion.V1, XattrMode.ALLOWLIST_ONLY))
+        facts = gather(trees.get(_NORMATIVE), source.read, source.read_range, boot)
+    return {"digests": digests, "facts": facts}
 
 
-_FACTS: Final = _Wanted(ImageKind.NORMATIVE, FormatVersion.V1, XattrMode.ALLOWLIST_ONLY)
+_NORMATIVE: Final = _Wanted(ImageKind.NORMATIVE, FormatVersion.V1, XattrMode.ALLOWLIST_ONLY)
 
 
 class _Trees:
@@ -243,7 +260,7 @@ class _Trees:
 def dump(call: Call) -> dict[str, Any]:
     """Write the dumpfile of one image.  fds and args as for `build` with a single image, whose file it goes to."""
     objects = Objects(call.fds[0], Algorithm(call.args["repository_algorithm"]))
-    merged = merge(call, objects, bytes, objects.algorithm)
+    merged = merge(call, objects, objects, objects.algorithm)
     tree = _Trees(merged, objects.read).get(_Wanted.read(call.args["images"][0]))
     with os.fdopen(os.dup(call.fds[-1]), "wb") as file:
         file.writelines(dumpfile.serialize(tree))

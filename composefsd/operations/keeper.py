@@ -9,7 +9,9 @@ from typing import Any, Final
 from composefsd.digests import DiffId, OciDigest
 from composefsd.errors import ComposefsdError
 from composefsd.oci.storage import STREAM_BYTES, StoredImage, load_image, manifest_stream, manifests
-from composefsd.repository import Repository, fsck, gc
+from composefsd.repository import Repository
+from composefsd.repository.fsck import check as check_repository
+from composefsd.repository.gc import collect as collect_repository
 from composefsd.splitstream.format import ContentType
 from composefsd.splitstream.reader import Splitstream
 from composefsd.verity import CHUNK_BYTES
@@ -30,7 +32,7 @@ def collect(call: Call) -> dict[str, Any]:
         with lock(timeout=_LOCK_SECONDS):
             if not dry_run:
                 repository.clean_temporaries()
-            result = gc.collect(repository, dry_run=dry_run, tick=tick)
+            result = collect_repository(repository, dry_run=dry_run, tick=tick)
     return {
         "objects_removed": result.objects_removed,
         "bytes_freed": result.bytes_removed,
@@ -57,7 +59,7 @@ def check(call: Call) -> dict[str, Any]:
         repository.shared_lock(timeout=_LOCK_SECONDS),
     ):
         if image is None:
-            for found in fsck.check(repository, objects=depth == "full", tick=tick):
+            for found in check_repository(repository, objects=depth == "full", tick=tick):
                 call.report({"finding": [found.severity, found.code, found.subject, found.message]})
         if image is not None or depth != "metadata":
             for finding in _check_images(repository, image, contents=depth == "full"):

@@ -1,8 +1,11 @@
 """What goes into an operation and what comes out, as plain values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Self
 
+from composefsd.deploy.state import VerityPolicy
 from composefsd.digests import Algorithm, ObjectId, OciDigest
 from composefsd.erofs.format import FormatVersion
 from composefsd.oci.reference import Platform, Reference
@@ -121,14 +124,6 @@ class CheckResult:
     objects_checked: int = 0
 
 
-class VerityPolicy(StrEnum):
-    """What a deployment demands of fs-verity: see the option `verity` of Deploy."""
-
-    REQUIRE = "require"
-    DEFERRED = "deferred"
-    OPTIONAL = "optional"
-
-
 class PayloadType(StrEnum):
     """Which of an image's boot resources to deploy."""
 
@@ -145,3 +140,8 @@ class DeployRequest:
     type: PayloadType = PayloadType.AUTO
     uki: str | None = None
     kargs: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def from_wire(cls, values: Mapping[str, Any]) -> Self:
+        """From what `asdict` and JSON made of a request."""
+        return cls(VerityPolicy(values["verity"]), PayloadType(values["type"]), values["uki"], tuple(values["kargs"]))

@@ -1,0 +1,69 @@
+"""The deployer: what changes the boot partition, the state directories and the journal, in a worker of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from composefsd import deploy as room
+from composefsd.operations.deployment_order import DeploymentOrder
+from composefsd.workers.serve import Call, Task
+
+_TICK_BYTES: Final = 1 << 20
+
+
+@contextmanager
+def _places(call: Call) -> Iterator[room.Places]:
+    """args of every task: `sysroot`, `esp`, `xbootldr` (or None), and `booted`, the digest of what runs (or None)."""
+    xbootldr = call.args["xbootldr"]
+    partitions = room.BootPartitions(Path(call.args["esp"]), None if xbootldr is None else Path(xbootldr))
+    with room.Places.open(Path(call.args["sysroot"]), partitions) as places:
+        yield places
+
+
+def deploy(call: Call) -> dict[str, Any]:
+    """Deploy an order.  fds: the contents whose paths are in `sources`.  args: `order`, `sources`.
+
+    Answers with the `deployment`'s id; reports `written` bytes.
+    """
+    order = DeploymentOrder.from_wire(call.args["order"])
+    sources = dict(zip(call.args["sources"], call.fds, strict=True))
+    total = told = 0
+
+    def written(count: int) -> None:
+        nonlocal total, told
+        total += count
+        if total - told >= _TICK_BYTES:
+            told = total
+            call.report({"written": total})
+
+    with _places(call) as places:
+        done = room.deploy(places, order.for_room(), sources, booted=call.args["booted"], written=written)
+    return {"deployment": done.id}
+
+
+def remove(call: Call) -> dict[str, Any]:
+    """Remove a deployment.  args: `deployment`, `state`; answers with `freed_bytes` and the `tag` that can go."""
+    with _places(call) as places:
+        booted, deployment_id = call.args["booted"], call.args["deployment"]
+        removal = room.remove(places, deployment_id, booted=booted, remove_state=call.args["state"])
+        tags = _tags(places)
+    tag = removal.deployment.tag
+    return {"freed_bytes": removal.freed_bytes, "tag": tag if tag not in tags else ""}
+
+
+def recover(call: Call) -> dict[str, Any]:
+    """Settle what was interrupted; answers with the `tags` that can go and the `problems` that are left."""
+    with _places(call) as places:
+        recovery = room.recover(places, call.args["booted"])
+        tags = _tags(places)
+    gone = {deployment.tag for deployment in (*recovery.undone, *recovery.retired)}
+    return {"tags": sorted(gone - tags - {""}), "problems": list(recovery.problems)}
+
+
+def _tags(places: room.Places) -> set[str]:
+    """The tags that deployments still need."""
+    return {deployment.tag for deployment in room.list_deployments(places).deployments}
+
+
+TASKS: Final[dict[str, Task]] = {"deploy": deploy, "remove": remove, "recover": recover}

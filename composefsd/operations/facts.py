@@ -1,0 +1,280 @@
+"""What an image says about itself: its system, what in it boots, and why it might not.
+
+The imager gathers facts while it has the trees; the daemon keeps them in its own state directory, since a repository
+has no place for them, and gathers them anew for images that another tool has pulled.  Both ends of the way read them
+back through checked getters: the imager reads hostile bytes, and a file may be anything.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from composefsd.boot import resources
+from composefsd.boot.files import RangeReader, get_file, read_file, text
+from composefsd.boot.os_release import OsRelease
+from composefsd.boot.resources import BootResource, ResourceType
+from composefsd.digests import OciDigest
+from composefsd.document import DOCUMENT_BYTES, Document
+from composefsd.errors import ComposefsdError
+from composefsd.tree.table import Kind, Tree
+
+_VERSION: Final = 1
+_OS_RELEASES: Final = (b"/usr/lib/os-release", b"/etc/os-release")
+_OS_RELEASE_BYTES: Final = 64 << 10
+_LABEL: Final = b"security.selinux"
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """A file of the image as an object: its path, size, and the object's digest; empty if it has no object."""
+
+    path: str
+    size_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class BootFact:
+    """One thing that boots, or takes part in it; `files` are its own file and those it needs.
+
+    command_lines are those of all profiles of a UKI; claims are the digests of images that they name.
+    """
+
+    type: str
+    path: str
+    kernel_version: str
+    files: tuple[FileFact, ...]
+    title: str = ""
+    version: str = ""
+    architecture: str = ""
+    signed: bool = False
+    command_lines: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def details(self) -> dict[str, str | int | bool]:
+        """What there is to tell of it, for people."""
+        told: dict[str, str | int | bool] = {
+            "title": self.title,
+            "version": self.version,
+            "architecture": self.architecture,
+            "digest": ", ".join(self.claims),
+            "problem": self.problem,
+            "size": sum(file.size_bytes for file in self.files),
+        }
+        if self.type == ResourceType.UKI:
+            told["signed"] = self.signed
+        return {key: value for key, value in told.items() if value != ""}
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryFact:
+    """A directory of the boot image: permission bits, owner, and its SELinux label or nothing."""
+
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that is known of an image beyond its documents; reasons tell why it cannot boot, one a line."""
+
+    title: str = ""
+    os_version: str = ""
+    os_id: str = ""
+    resources: tuple[BootFact, ...] = ()
+    reasons: tuple[str, ...] = ()
+    etc: DirectoryFact = field(default_factory=DirectoryFact)
+    var: DirectoryFact = field(default_factory=DirectoryFact)
+
+    @property
+    def bootable(self) -> bool:
+        """Whether nothing in the image itself stands against deploying it."""
+        return not self.reasons
+
+    @property
+    def claimed_digests(self) -> frozenset[str]:
+        """The digests that the image's UKIs name, in hexadecimal."""
+        return frozenset(claim for one in self.resources if one.type == ResourceType.UKI for claim in one.claims)
+
+    @classmethod
+    def unknown(cls, reason: str) -> Self:
+        """The facts of an image that cannot be looked into."""
+        return cls(reasons=(reason,))
+
+    @classmethod
+    def from_wire(cls, value: object) -> Self:
+        """From what `asdict` gave, through whatever hands.  Raises FormatError or LimitExceededError."""
+        facts = Document.of(value, "the facts of an image")
+        return cls(
+            facts.text("title"),
+            facts.text("os_version"),
+            facts.text("os_id"),
+            tuple(map(_boot_fact, facts.children("resources"))),
+            facts.texts("reasons"),
+            _directory_fact(facts.child("etc")),
+            _directory_fact(facts.child("var")),
+        )
+
+
+def _boot_fact(document: Document) -> BootFact:
+    files = (
+        FileFact(file.text("path"), file.integer("size_bytes"), file.text("digest"))
+        for file in document.children("files")
+    )
+    return BootFact(
+        document.text("type"),
+        document.text("path"),
+        document.text("kernel_version"),
+        tuple(files),
+        document.text("title"),
+        document.text("version"),
+        document.text("architecture"),
+        document.flag("signed"),
+        document.texts("command_lines"),
+        document.texts("claims"),
+        document.text("problem"),
+    )
+
+
+def _directory_fact(document: Document) -> DirectoryFact:
+    return DirectoryFact(
+        document.integer("mode"), document.integer("uid"), document.integer("gid"), document.text("label")
+    )
+
+
+# Gathering, in the imager
+
+
+def gather(
+    tree: Tree, read: Callable[[bytes, int], bytes], ranges: RangeReader, make_boot: Callable[[], Tree]
+) -> dict[str, Any]:
+    """The facts of an image, as plain values, from its normative tree; `make_boot` gives that of its boot image."""
+    release = _os_release(tree, read)
+    found = tuple(_described(tree, one) for one in resources.collect(tree, read, ranges))
+    reasons = list(_reasons(found))
+    boot = None
+    try:
+        boot = make_boot()
+    except ComposefsdError as error:
+        reasons += error.message.splitlines()
+    return asdict(
+        Facts(
+            title=(release.title or "") if release else "",
+            os_version=(release.version or "") if release else "",
+            os_id=(release.id or "") if release else "",
+            resources=found,
+            reasons=tuple(dict.fromkeys(reasons)),
+            etc=_directory(boot, b"/etc"),
+            var=_directory(boot, b"/var"),
+        )
+    )
+
+
+def _os_release(tree: Tree, read: Callable[[bytes, int], bytes]) -> OsRelease | None:
+    for path in _OS_RELEASES:
+        with suppress(ComposefsdError):
+            return OsRelease.parse(read_file(tree, get_file(tree, path), read, _OS_RELEASE_BYTES))
+    return None
+
+
+def _directory(tree: Tree | None, path: bytes) -> DirectoryFact:
+    inode = None if tree is None else tree.find(path)
+    if tree is None or inode is None:
+        return DirectoryFact()
+    stat = tree.stat(inode)
+    label = dict(stat.xattrs).get(_LABEL, b"")
+    return DirectoryFact(stat.mode & 0o7777, stat.uid, stat.gid, label.decode(errors="backslashreplace"))
+
+
+def _described(tree: Tree, one: BootResource) -> BootFact:
+    claims: tuple[str, ...] = ()
+    if one.uki is not None:
+        with suppress(ComposefsdError):  # a malformed argument stands in `problem` already
+            claims = tuple(dict.fromkeys(argument.digest.hex for argument in one.uki.arguments))
+    return BootFact(
+        type=one.type.value,
+        path=text(one.path),
+        kernel_version=one.kernel_version or (one.uki.uname if one.uki else None) or "",
+        files=tuple(
+            _file(tree, path, inode)
+            for path, inode in ((one.path, one.inode), *((file.path, file.inode) for file in one.files))
+        ),
+        title=one.title or "",
+        version=one.version or "",
+        architecture=one.uki.architecture.value if one.uki else "",
+        signed=one.uki is not None and one.uki.signed,
+        command_lines=one.uki.command_lines if one.uki else (),
+        claims=claims,
+        problem=one.problem or "",
+    )
+
+
+def _file(tree: Tree, path: bytes, inode: int) -> FileFact:
+    external = tree.kind[inode] == Kind.EXTERNAL
+    return FileFact(text(path), tree.size[inode], tree.object_id(inode).hex if external else "")
+
+
+def _reasons(found: Iterable[BootFact]) -> Iterable[str]:
+    """Why nothing of what was found can be deployed; nothing if something can."""
+    found = tuple(found)
+    if any(_usable(one) for one in found):
+        return
+    yield "the image has no UKI under /boot/EFI/Linux, and no kernel with an initrd under /usr/lib/modules"
+    for one in found:
+        if one.type == ResourceType.ABOOT:
+            yield f"{one.path}: Android boot images cannot be deployed"
+        elif one.problem:
+            yield from (f"{one.path}: {line}" for line in one.problem.splitlines())
+        elif one.type == ResourceType.KERNEL:
+            yield f"{one.path} has no initramfs.img beside it"
+
+
+def _usable(one: BootFact) -> bool:
+    if one.problem:
+        return False
+    return one.type == ResourceType.UKI or (one.type == ResourceType.KERNEL and len(one.files) > 1)
+
+
+# Keeping, in the daemon
+
+
+def _path(state: Path, image: OciDigest) -> Path:
+    return state / "images" / f"{image.algorithm}_{image.hex}.json"
+
+
+def has_facts(state: Path, image: OciDigest) -> bool:
+    """Whether an image's facts are kept."""
+    return load_facts(state, image) is not None
+
+
+def load_facts(state: Path, image: OciDigest) -> Facts | None:
+    """The facts of an image; None if there are none, or none that this version can use."""
+    try:
+        with _path(state, image).open("rb") as file:
+            data = file.read(DOCUMENT_BYTES + 1)
+        document = Document.parse(data, "the facts of an image")
+        return Facts.from_wire(document.value("facts")) if document.integer("version") == _VERSION else None
+    except (OSError, ComposefsdError):  # they can be gathered again
+        return None
+
+
+def save_facts(state: Path, image: OciDigest, facts: Facts) -> None:
+    """Keep the facts of an image; a file that is lost is only gathered again, so nothing is synced."""
+    path = _path(state, image)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"version": _VERSION, "facts": asdict(facts)}, separators=(",", ":")))
+    temporary.replace(path)
+
+
+def forget_facts(state: Path, image: OciDigest) -> None:
+    """Drop the facts of an image that went."""
+    _path(state, image).unlink(missing_ok=True)
