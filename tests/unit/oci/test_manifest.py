@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from composefsd.digests import OciDigest
-from composefsd.errors import FormatError, LimitExceededError, SourceNotFoundError, UnsupportedError
 from composefsd.document import DOCUMENT_BYTES, Document
+from composefsd.errors import FormatError, LimitExceededError, SourceNotFoundError, UnsupportedError
 from composefsd.oci.manifest import (
     CONFIG_TYPE,
     MANIFEST_TYPE,
