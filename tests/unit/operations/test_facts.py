@@ -23,11 +23,7 @@ FACTS = Facts(
     title="Debian GNU/Linux 13",
     os_version="13",
     os_id="debian",
-    resources=(
-        BootFact(
-            "uki", "/boot/EFI/Linux/a.efi", "6.1", (FileFact("/boot/EFI/Linux/a.efi", 9, "ab" * 64),), claims=("cd",)
-        ),
-    ),
+    resources=(BootFact("uki", "/boot/a.efi", "6.1", (FileFact("/boot/a.efi", 9, "ab" * 64),), claims=("cd",)),),
     reasons=("because",),
     etc=DirectoryFact(0o700, 1, 2, "system_u:object_r:etc_t:s0"),
 )
@@ -113,7 +109,7 @@ def test_an_image_with_kernel_and_initrd_is_bootable() -> None:
     facts = gathered(KERNEL | OS_RELEASE)
     assert (facts.title, facts.os_id, facts.os_version) == ("Debian 13", "debian", "13")
     assert facts.bootable
-    assert [file.path for file in facts.resources[0].files] == [f"/{path}" for path in reversed(sorted(KERNEL))]
+    assert [file.path for file in facts.resources[0].files] == [f"/{path}" for path in sorted(KERNEL, reverse=True)]
 
 
 def test_a_uki_tells_its_command_line_and_the_digest_it_claims() -> None:
