@@ -17,10 +17,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 from composefsd.digests import Algorithm, ObjectId
-from composefsd.errors import FormatError
+from composefsd.errors import FormatError, LimitExceededError
 
 ROOT: Final = 0
 NONE: Final = 0xFFFF_FFFF
@@ -29,7 +29,16 @@ NONE: Final = 0xFFFF_FFFF
 _NO_ENTRIES: Final = 0
 """The listing of a directory that was emptied after the freeze, and of everything that is no directory."""
 
-_INODE_COLUMNS: Final = ("kind", "mode", "uid", "gid", "mtime", "nsec", "size", "payload", "xattrs", "listing")
+MAX_INODES: Final = 1 << 24
+"""What a tree may hold; every inode and entry takes memory, and offsets into names have 32 bits."""
+
+MAX_NAME_BYTES: Final = 255
+"""EROFS_NAME_LEN of the kernel, which refuses to list a directory with a longer name."""
+
+_ROW_COLUMNS: Final = ("kind", "mode", "uid", "gid", "mtime", "nsec", "size", "payload", "xattrs")
+_INODE_COLUMNS: Final = (*_ROW_COLUMNS, "listing")
+
+Column: TypeAlias = "array[int]"  # in quotes, since Python 3.11 has no array[int] at run time
 
 XattrSet = tuple[tuple[bytes, bytes], ...]
 """Extended attributes of an inode: full names and values, sorted by name, no name twice."""
@@ -71,6 +80,24 @@ class Stat:
     mtime: int
     nsec: int
     xattrs: XattrSet = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Inodes to be added at once: columns of one length, each as the tree's column of that name.
+
+    payload and xattrs already point into the tree that the rows are for.
+    """
+
+    kind: Column
+    mode: Column
+    uid: Column
+    gid: Column
+    mtime: Column
+    nsec: Column
+    size: Column
+    payload: Column
+    xattrs: Column
 
 
 class Tree:
@@ -121,7 +148,8 @@ class Tree:
         self.listing.append(_NO_ENTRIES)
         return len(self.kind) - 1
 
-    def _add_text(self, text: bytes) -> int:
+    def add_text(self, text: bytes) -> int:
+        """Add to `texts`; answers with the index there, which is the payload of inline files and symbolic links."""
         self.texts.append(text)
         return len(self.texts) - 1
 
@@ -134,7 +162,7 @@ class Tree:
 
     def add_inline(self, stat: Stat, content: bytes) -> int:
         """A regular file whose content lies in the image."""
-        return self._add(Kind.INLINE, stat, len(content), self._add_text(content))
+        return self._add(Kind.INLINE, stat, len(content), self.add_text(content))
 
     def add_external(self, stat: Stat, size_bytes: int, digest: bytes, kind: Kind = Kind.EXTERNAL) -> int:
         """A regular file in the object store; kind is EXTERNAL or UNVERIFIED, digest has the tree's width."""
@@ -151,11 +179,30 @@ class Tree:
 
     def add_symlink(self, stat: Stat, target: bytes) -> int:
         """A symbolic link."""
-        return self._add(Kind.SYMLINK, stat, len(target), self._add_text(target))
+        return self._add(Kind.SYMLINK, stat, len(target), self.add_text(target))
 
     def add_special(self, kind: Kind, stat: Stat, rdev: int = 0) -> int:
         """A device, fifo or socket; rdev is Linux's device number."""
         return self._add(kind, stat, rdev, 0)
+
+    def add_rows(self, rows: Rows) -> int:
+        """Append many inodes at once, the directories among them empty; answers with the first one.
+
+        Raises LimitExceededError if the tree would have more than MAX_INODES inodes.
+        """
+        first, count = len(self.kind), len(rows.kind)
+        if first + count > MAX_INODES:
+            raise LimitExceededError(f"the tree has more than {MAX_INODES} inodes", subject="inodes")
+        for name in _ROW_COLUMNS:
+            getattr(self, name).extend(getattr(rows, name))
+        self.listing.extend(array("I", bytes(4 * count)))
+        kinds = rows.kind.tobytes()
+        at = kinds.find(Kind.DIRECTORY)
+        while at >= 0:
+            self.listing[first + at] = self._listings
+            self._listings += 1
+            at = kinds.find(Kind.DIRECTORY, at + 1)
+        return first
 
     def stat(self, inode: int) -> Stat:
         """The metadata of an inode."""
@@ -169,6 +216,11 @@ class Tree:
         self.mode[inode], self.uid[inode], self.gid[inode] = stat.mode, stat.uid, stat.gid
         self.mtime[inode], self.nsec[inode] = stat.mtime, stat.nsec
         self.xattrs[inode] = self.intern(stat.xattrs)
+
+    def copy_stat(self, source: int, target: int) -> None:
+        """Give the inode `target` the metadata of the inode `source`."""
+        for column in (self.mode, self.uid, self.gid, self.mtime, self.nsec, self.xattrs):
+            column[target] = column[source]
 
     def intern(self, xattrs: XattrSet) -> int:
         """The index of a set of extended attributes in `xattr_sets`."""
@@ -206,24 +258,32 @@ class Tree:
         entry = self._open_index().get(self._key(directory, name))
         return None if entry is None else self.child[entry]
 
-    def insert(self, directory: int, name: bytes, inode: int) -> None:
-        """Give `inode` a name, instead of whatever had that name before."""
-        index, key = self._open_index(), self._key(directory, name)
+    def insert(self, directory: int, name: bytes, inode: int) -> int | None:
+        """Give `inode` a name, instead of whatever had that name before; answers with that."""
+        index, listing = self._index, self.listing[directory]
+        assert index is not None, "the tree is frozen"
+        key = listing.to_bytes(4, "little") + name  # `_key`, without the call: this is the merge's hot path
         entry = index.get(key)
         if entry is not None:
+            replaced = self.child[entry]
             self.child[entry] = inode
-            return
-        index[key] = len(self.parent)
-        self.parent.append(self.listing[directory])
+            return replaced
+        names = self._names
+        names += name
+        index[key] = len(self.child)
+        self.parent.append(listing)
         self.child.append(inode)
-        self._names += name
-        self._name_end.append(len(self._names))
+        self._name_end.append(len(names))
+        return None
 
-    def remove(self, directory: int, name: bytes) -> None:
-        """Take a name away, if it is there."""
+    def remove(self, directory: int, name: bytes) -> int | None:
+        """Take a name away, if it is there; answers with the inode that had it."""
         entry = self._open_index().pop(self._key(directory, name), None)
-        if entry is not None:
-            self.child[entry] = NONE
+        if entry is None:
+            return None
+        removed = self.child[entry]
+        self.child[entry] = NONE
+        return removed
 
     def clear(self, directory: int) -> None:
         """Empty a directory; in constant time, since it only gets another listing."""
