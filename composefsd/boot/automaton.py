@@ -1,0 +1,355 @@
+"""Many regular expressions as one automaton, which is made while it runs.
+
+composefs-rs matches a path against all rules of a policy at once, with the lazy DFA of `regex-automata`; so do we.
+The time for a path grows with its length alone, whatever the patterns are: hostile ones cost states, and never
+backtracking.  A rule matches a *subject*: a path, and then one letter that tells the type of its inode.
+
+`State` is a position in a subject and maps the next byte to the next state: `state[byte]`.  States are made on first
+use and kept.  Most rules of a policy start with a plain prefix, and those that a subject may still complete are a
+slice of the sorted prefixes; only behind its prefix a rule becomes nodes of a nondeterministic automaton.
+
+The rule with the highest number wins.  So, where `.*` at the end of a rule already accepts whatever follows, the
+nodes of lower rules are dropped, and most of a tree is labelled in states of very few nodes.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from composefsd.boot import byteset
+from composefsd.boot.regexp import Alternation, Assertion, Concat, Literal, Look, Node, Repeat, Set, size
+from composefsd.errors import LimitExceededError
+
+LETTERS: Final = b"-dlcbps"
+"""The letters of types; `State.rules` has the winning rule for each, in this order."""
+
+NO_RULE: Final = -1
+
+_RULE_SIZE_LIMIT: Final = 100_000  # nodes; a rule of Debian's policy has at most 400
+_SIZE_LIMIT: Final = 4_000_000
+_WEIGHT_LIMIT: Final = 1_500_000  # nodes and transitions in all states, at less than 100 bytes each
+_STATE_WEIGHT: Final = 10  # of a state without either
+_START: Final = -1  # the byte before the first
+
+_BYTE: Final = tuple(1 << byte for byte in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A pattern, and the letter of the only type it is for; None is for all of them."""
+
+    pattern: Node
+    letter: int | None
+
+
+def _holds(look: Look, before: int, after: int) -> bool:
+    """Whether a condition is met between two bytes."""
+    word_before = before >= 0 and bool(byteset.WORD >> before & 1)
+    word_after = bool(byteset.WORD >> after & 1)
+    match look:
+        case Look.START:
+            return before == _START
+        case Look.LINE_START:
+            return before in (_START, 0x0A)
+        case Look.LINE_END:
+            return after == 0x0A
+        case Look.CRLF_START:
+            return before in (_START, 0x0A) or (before == 0x0D and after != 0x0A)
+        case Look.CRLF_END:
+            return after == 0x0D or (after == 0x0A and before != 0x0D)
+        case Look.WORD:
+            return word_before != word_after
+        case Look.NOT_WORD:
+            return word_before == word_after
+        case Look.WORD_START:
+            return not word_before and word_after
+        case Look.WORD_END:
+            return word_before and not word_after
+        case Look.WORD_START_HALF:
+            return not word_before
+    return not word_after
+
+
+class _Nodes:
+    """The nondeterministic automaton, in columns.
+
+    A node moves on a byte, splits, asks for a condition, or ends a rule.  `moves[n]` is the set of bytes that lead to
+    `after[n]`, 0 for other nodes; `forks[n]` are the ways out of a split, `looks[n]` is the condition, and `ends[n]`
+    the letter that has to follow.  `loops` has the nodes of a `.*` that nothing but the end of the rule comes after.
+    """
+
+    def __init__(self) -> None:
+        self.rule = array("i")
+        self.moves: list[int] = []
+        self.after = array("i")
+        self.forks: dict[int, tuple[int, ...]] = {}
+        self.looks: dict[int, Look] = {}
+        self.ends: dict[int, int | None] = {}
+        self.loops: set[int] = set()
+        self._closures: dict[int, tuple[int, ...]] = {}
+
+    def _add(self, rule: int, moves: int, after: int) -> int:
+        self.rule.append(rule)
+        self.moves.append(moves)
+        self.after.append(after)
+        return len(self.moves) - 1
+
+    def add_rule(self, number: int, rest: Sequence[Node], letter: int | None) -> int:
+        """The first node of what follows the prefix of a rule."""
+        end = self._add(number, 0, 0)
+        self.ends[end] = letter
+        node = end
+        for part in reversed(rest):
+            node = self._build(number, part, node)
+        return node
+
+    def _build(self, rule: int, part: Node, after: int) -> int:
+        """The nodes for a part, of which the last leads to `after`; answers with the first."""
+        match part:
+            case Literal(text):
+                for byte in reversed(text):
+                    after = self._add(rule, _BYTE[byte], after)
+                return after
+            case Set(mask):
+                return self._add(rule, mask, after)
+            case Assertion(look):
+                node = self._add(rule, 0, after)
+                self.looks[node] = look
+                return node
+            case Concat(parts):
+                for inner in reversed(parts):
+                    after = self._build(rule, inner, after)
+                return after
+            case Alternation(branches):
+                return self._fork(rule, *(self._build(rule, branch, after) for branch in branches))
+            case Repeat():
+                return self._repeat(rule, part, after)
+
+    def _fork(self, rule: int, *ways: int) -> int:
+        node = self._add(rule, 0, 0)
+        self.forks[node] = ways
+        return node
+
+    def _repeat(self, rule: int, part: Repeat, after: int) -> int:
+        if part.most is None:
+            after = self._star(rule, part.body, after)
+        else:
+            end = after
+            for _ in range(part.most - part.least):
+                after = self._fork(rule, self._build(rule, part.body, after), end)
+        for _ in range(part.least):
+            after = self._build(rule, part.body, after)
+        return after
+
+    def _star(self, rule: int, body: Node, after: int) -> int:
+        fork = self._fork(rule)
+        first = self._build(rule, body, fork)
+        self.forks[fork] = (first, after)
+        if isinstance(body, Set) and body.mask & byteset.NOT_NUL == byteset.NOT_NUL and after in self.ends:
+            self.loops.add(first)  # `.*` at the end: from here on, the rule matches whatever comes
+        return fork
+
+    def closure(self, node: int) -> tuple[int, ...]:
+        """The nodes behind the splits that start at a node."""
+        known = self._closures.get(node)
+        if known is None:
+            known = self._closures[node] = tuple(self._behind_splits(node))
+        return known
+
+    def _behind_splits(self, node: int) -> Iterator[int]:
+        pending, seen = [node], {node}
+        while pending:
+            node = pending.pop()
+            if node in self.forks:
+                new = [way for way in self.forks[node] if way not in seen]
+                seen.update(new)
+                pending += new
+            else:
+                yield node
+
+
+class State(dict[int, "State"]):
+    """A position in a subject: the next state for each byte, the rules that match if the letter comes next.
+
+    `rules` has a rule number or NO_RULE for each of LETTERS.  A state is `settled` if it does not matter which bytes
+    follow: every subject that goes on from here has the rules of `beyond`.
+    """
+
+    __slots__ = ("_automaton", "before", "depth", "high", "low", "nodes", "rules", "settled")
+
+    def __init__(self, automaton: "Automaton", key: "_Key", rules: tuple[int, ...], *, settled: bool) -> None:
+        self._automaton = automaton
+        self.low, self.high, self.depth, self.before, self.nodes, _ = key
+        self.rules = rules
+        self.settled = settled
+
+    def __missing__(self, byte: int) -> "State":
+        state = self[byte] = self._automaton.step(self, byte)
+        return state
+
+    def after(self, text: bytes) -> "State":
+        """The state that a text leads to."""
+        state = self
+        for byte in text:
+            state = state[byte]
+        return state
+
+    @property
+    def beyond(self) -> tuple[int, ...]:
+        """The rules for every longer subject, if the state is settled."""
+        return self[0x2F].rules
+
+
+_Rules = tuple[int, ...]
+_Key = tuple[int, int, int, int, frozenset[int], frozenset[int]]
+
+
+class Automaton:
+    """The rules of a policy; a rule's number is its place."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        """Raises LimitExceededError if counted repetitions make the rules too large."""
+        _check_size(rules)
+        self._rules = rules
+        self._rests: dict[int, Sequence[Node]] = {}
+        prefixes = sorted((self._split(number), number) for number in range(len(rules)))
+        self._prefixes = [prefix for prefix, _ in prefixes]
+        self._numbers = array("i", (number for _, number in prefixes))
+        self._nodes = _Nodes()
+        self._entries: dict[int, int] = {}
+        self._states: dict[_Key, State] = {}
+        self._weight = 0
+        self.start = self._state(0, len(rules), 0, _START, ())
+
+    def _split(self, number: int) -> bytes:
+        """The plain bytes that a rule starts with; what follows them is kept aside."""
+        pattern = self._rules[number].pattern
+        parts = pattern.parts if isinstance(pattern, Concat) else (pattern,)
+        if parts and isinstance(first := parts[0], Literal):
+            self._rests[number] = parts[1:]
+            return first.text
+        self._rests[number] = parts
+        return b""
+
+    def match(self, subject: bytes) -> int:
+        """The winning rule for a path with the letter of its type, or NO_RULE."""
+        return self.start.after(subject[:-1]).rules[LETTERS.index(subject[-1])]
+
+    def step(self, state: State, byte: int) -> State:
+        """The state after one more byte."""
+        self._spend(1)
+        nodes, reached = self._nodes, set[int]()
+        for node in self._resolved(state.nodes, state.before, byte):
+            if nodes.moves[node] >> byte & 1:
+                reached.update(nodes.closure(nodes.after[node]))
+        low, high = self._narrowed(state, byte)
+        return self._state(low, high, state.depth + 1, byte, reached)
+
+    def _resolved(self, given: Iterable[int], before: int, after: int) -> Iterable[int]:
+        """The nodes, and those behind each condition that holds between the two bytes."""
+        nodes = self._nodes
+        if not nodes.looks or nodes.looks.keys().isdisjoint(given):
+            return given
+        seen, pending = set(given), [node for node in given if node in nodes.looks]
+        while pending:
+            node = pending.pop()
+            if _holds(nodes.looks[node], before, after):
+                new = [other for other in nodes.closure(nodes.after[node]) if other not in seen]
+                seen.update(new)
+                pending += [other for other in new if other in nodes.looks]
+        return seen
+
+    def _narrowed(self, state: State, byte: int) -> tuple[int, int]:
+        """The slice of the prefixes that go on with `byte`."""
+        low, high = state.low, state.high
+        if low == high:
+            return 0, 0
+        start = self._prefixes[low][: state.depth]
+        first = bisect_left(self._prefixes, start + bytes([byte]), low, high)
+        last = high if byte == 0xFF else bisect_left(self._prefixes, start + bytes([byte + 1]), first, high)
+        return (first, last) if first < last else (0, 0)
+
+    def _state(self, low: int, high: int, depth: int, before: int, reached: Iterable[int]) -> State:
+        nodes = set(reached)
+        while low < high and len(self._prefixes[low]) == depth:
+            nodes.update(self._nodes.closure(self._entry(self._numbers[low])))
+            low += 1
+        return self._interned(low, high, depth, before, nodes)
+
+    def _entry(self, number: int) -> int:
+        if number not in self._entries:
+            rest = self._rests[number]
+            self._entries[number] = self._nodes.add_rule(number, rest, self._rules[number].letter)
+        return self._entries[number]
+
+    def _interned(self, low: int, high: int, depth: int, before: int, reached: set[int]) -> State:
+        """The state with these positions, less what cannot win any more."""
+        ends = reached & self._nodes.ends.keys()
+        low, high, moving = self._pruned(low, high, reached - ends)
+        if low == high:
+            low = high = depth = 0
+        asking = not self._nodes.looks.keys().isdisjoint(moving)
+        best, rule = self._best(ends), self._nodes.rule
+        ends = {node for node in ends if rule[node] >= best}
+        key = (low, high, depth, before if asking else 0, moving, frozenset(ends))
+        state = self._states.get(key)
+        if state is None:
+            rules = self._rules_at(key[-1], moving, before, asking=asking)
+            settled = low == high and not asking and moving <= self._nodes.loops
+            state = State(self, key, rules, settled=settled)
+            self._keep(key, state)
+        return state
+
+    def _pruned(self, low: int, high: int, reached: set[int]) -> tuple[int, int, frozenset[int]]:
+        best = self._best(reached & self._nodes.loops)
+        if best == NO_RULE:
+            return low, high, frozenset(reached)
+        if low < high and max(self._numbers[low:high]) < best:
+            low = high = 0
+        rule = self._nodes.rule
+        return low, high, frozenset(node for node in reached if rule[node] >= best)
+
+    def _best(self, nodes: Iterable[int]) -> int:
+        """The highest rule of the nodes that holds for every type."""
+        numbers = (self._nodes.rule[node] for node in nodes)
+        return max((number for number in numbers if self._rules[number].letter is None), default=NO_RULE)
+
+    def _rules_at(self, ends: frozenset[int], moving: frozenset[int], before: int, *, asking: bool) -> _Rules:
+        if not asking:
+            return self._winners(ends)
+        here = moving | ends
+        each = (self._winners(self._nodes.ends.keys() & self._resolved(here, before, letter)) for letter in LETTERS)
+        return tuple(rules[at] for at, rules in enumerate(each))
+
+    def _winners(self, ends: Iterable[int]) -> _Rules:
+        """The highest of the rules that end here, for each letter."""
+        best = [NO_RULE] * len(LETTERS)
+        for node in ends:
+            rule, letter = self._nodes.rule[node], self._nodes.ends[node]
+            for at in range(len(LETTERS)) if letter is None else (LETTERS.index(letter),):
+                best[at] = max(best[at], rule)
+        return tuple(best)
+
+    def _keep(self, key: _Key, state: State) -> None:
+        self._spend(_STATE_WEIGHT + len(state.nodes))
+        self._states[key] = state
+
+    def _spend(self, weight: int) -> None:
+        """Count what states hold; if it is too much, forget them all, which only costs time."""
+        self._weight += weight
+        if self._weight > _WEIGHT_LIMIT:
+            for state in self._states.values():
+                state.clear()
+            self._states.clear()
+            self._weight = weight
+
+
+def _check_size(rules: Iterable[Rule]) -> None:
+    total = 0
+    for number, rule in enumerate(rules):
+        nodes = size(rule.pattern)
+        total += nodes
+        if nodes > _RULE_SIZE_LIMIT or total > _SIZE_LIMIT:
+            raise LimitExceededError(f"rule {number} of a policy repeats too much", limit=_RULE_SIZE_LIMIT)

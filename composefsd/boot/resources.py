@@ -1,0 +1,361 @@
+"""What an image carries for booting: UKIs, addons, entries, kernels.
+
+Found where composefs-rs 0.9.4 looks (`composefs-boot/src/bootloader.rs`), in the tree of the normative image, as the
+boot image has an empty /boot:
+
+    /boot/loader/entries/*.conf              entries; `linux`, `initrd`, `efi` in them are paths from the image's root
+    /boot/EFI/Linux/**/*.efi                 UKIs; `*.addon.efi` are addons
+    /boot/loader/addons/**/*.efi             UKIs; `*.addon.efi` are addons for every UKI
+    /usr/lib/modules/KVER/**/*.efi           UKIs and addons; `uki.extra.d` is no kernel, its addons are for every UKI
+    /usr/lib/modules/KVER/vmlinuz            a kernel, with `initramfs.img` beside it; no other names
+    /boot/aboot-KVER.img                     an Android boot partition's content, with `vbmeta-KVER.img`
+
+Upstream refuses to make the boot image of an image that breaks one of its rules, an entry that names a missing file
+say; `check` does the same.  `collect` lists all there is, and what is wrong with each.  PE files are only read by
+`collect`: they are hostile input, for a process without rights.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import product
+from typing import Final
+
+from composefsd.boot import aboot, bls, uki
+from composefsd.boot.files import (
+    WHITE_SPACE,
+    ObjectReader,
+    RangeReader,
+    find_directory,
+    find_file,
+    get_file,
+    read_file,
+    read_range,
+    text,
+)
+from composefsd.boot.os_release import OsRelease
+from composefsd.boot.pe import Source
+from composefsd.boot.uki import Uki
+from composefsd.errors import FormatError, LimitExceededError, NotBootableError
+from composefsd.tree.table import REGULAR, Kind, Tree
+
+EXECUTABLE_LIMIT_BYTES: Final = 1 << 30
+"""The largest UKI, or aboot payload, that is looked into."""
+
+ENTRIES: Final = b"/boot/loader/entries"
+UKIS: Final = b"/boot/EFI/Linux"
+ADDONS: Final = b"/boot/loader/addons"
+MODULES: Final = b"/usr/lib/modules"
+OS_RELEASE: Final = b"/usr/lib/os-release"
+_SHARED_ADDONS: Final = b"uki.extra.d"
+
+_ENTRY_FILES: Final = ("linux", "initrd", "efi")
+_ENTRY_LIMIT_BYTES: Final = 1 << 20
+_REFUSALS: Final = (FormatError, LimitExceededError, NotBootableError)
+
+
+class ResourceType(StrEnum):
+    """The kinds of things that boot, or take part in it."""
+
+    TYPE1 = "type1"
+    UKI = "uki"
+    ADDON = "addon"
+    GLOBAL_ADDON = "global-addon"
+    KERNEL = "kernel"
+    ABOOT = "aboot"
+
+
+_EXECUTABLES: Final = (ResourceType.UKI, ResourceType.ADDON, ResourceType.GLOBAL_ADDON)
+_PRIMARY: Final = (ResourceType.TYPE1, ResourceType.UKI, ResourceType.KERNEL)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A regular file of the image that a resource needs."""
+
+    path: bytes
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class BootResource:
+    """One thing that boots; `path` and `inode` are its own file.
+
+    kernel_version is the directory below /usr/lib/modules it was found in.  files are further files: those that an
+    entry names, the initrd of a kernel, the vbmeta of an aboot payload.  uki belongs to UKIs and addons, entry to
+    type 1, os_release to kernels.  problem tells why it cannot be used; what could not be read is None then.
+    """
+
+    type: ResourceType
+    path: bytes
+    inode: int
+    kernel_version: str | None = None
+    files: tuple[File, ...] = ()
+    uki: Uki | None = None
+    entry: bls.Entry | None = None
+    os_release: OsRelease | None = None
+    problem: str | None = None
+
+    @property
+    def title(self) -> str | None:
+        """A name for people: that of the entry, of the UKI's system, or of the kernel's."""
+        if self.entry is not None:
+            return self.entry.value("title")
+        release = self.os_release if self.uki is None else self.uki.os_release
+        return None if release is None else release.title
+
+    @property
+    def version(self) -> str | None:
+        """The version that goes with the title."""
+        if self.entry is not None:
+            return self.entry.value("version")
+        release = self.os_release if self.uki is None else self.uki.os_release
+        return None if release is None else release.version
+
+
+def collect(tree: Tree, read: ObjectReader, ranges: RangeReader | None = None) -> tuple[BootResource, ...]:
+    """All boot resources of a frozen tree, in upstream's order, broken ones with their `problem`.
+
+    With `ranges`, no more than headers and small sections are read of a UKI; without, all of it.
+    """
+    finder = _Finder(tree, read, ranges)
+    finder.find()
+    return tuple(finder.examined(resource) for resource in finder.resources)
+
+
+def check(tree: Tree, read: ObjectReader, ranges: RangeReader | None = None) -> None:
+    """Raises NotBootableError, with one reason a line, for an image whose boot image upstream refuses to make."""
+    finder = _Finder(tree, read, ranges)
+    finder.find()
+    if finder.defects:
+        raise NotBootableError("\n".join(finder.defects))
+
+
+@dataclass(slots=True)
+class _Finder:
+    """Gathers resources and the reasons to refuse the image."""
+
+    tree: Tree
+    read: ObjectReader
+    ranges: RangeReader | None
+    resources: list[BootResource] = field(default_factory=list)
+    defects: list[str] = field(default_factory=list)
+
+    def find(self) -> None:
+        for step in (self._entries, self._executables, self._kernels, self._aboot):
+            self._guarded(step)
+        self._check_aboot()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except _REFUSALS as error:
+            self._defect(error)
+
+    def _defect(self, error: Exception | str) -> str:
+        self.defects.append(str(error))
+        return self.defects[-1]
+
+    def _listing(self, directory: int) -> Iterator[tuple[bytes, int]]:
+        for entry in self.tree.entries(directory):
+            yield self.tree.name(entry), self.tree.child[entry]
+
+    # Entries of type 1
+
+    def _entries(self) -> None:
+        directory = find_directory(self.tree, ENTRIES)
+        if directory is None:
+            return
+        for name, inode in self._listing(directory):
+            if name.endswith(b".conf"):
+                self._entry(ENTRIES + b"/" + name, inode)
+
+    def _entry(self, path: bytes, inode: int) -> None:
+        resource = BootResource(ResourceType.TYPE1, path, inode)
+        defects = len(self.defects)
+        try:
+            content = self._entry_text(path, inode)
+            files = tuple(self._named_files(path, content))
+            problem = "\n".join(self.defects[defects:]) or None
+            resource = replace(resource, files=files, problem=problem, entry=bls.Entry.parse(content.encode()))
+        except NotBootableError as error:
+            resource = replace(resource, problem=self._defect(error))
+        except (FormatError, LimitExceededError) as error:  # of no interest to upstream
+            resource = replace(resource, problem=f"{text(path)}: {error}")
+        self.resources.append(resource)
+
+    def _entry_text(self, path: bytes, inode: int) -> str:
+        if self.tree.kind[inode] not in REGULAR:
+            raise NotBootableError(f"{text(path)} is not a regular file")
+        try:
+            return read_file(self.tree, inode, self.read, _ENTRY_LIMIT_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise NotBootableError(f"{text(path)} is not UTF-8") from error
+        except LimitExceededError as error:
+            raise NotBootableError(f"{text(path)}: {error}") from error
+
+    def _named_files(self, path: bytes, content: str) -> Iterator[File]:
+        """The files that an entry needs, cut from its lines just as upstream does: to the end, spaces included."""
+        lines = content.split("\n")
+        for key, line in product(_ENTRY_FILES, lines):
+            rest = line.removeprefix(key)
+            if rest != line and rest[:1] in tuple(" \t\n\f\r"):
+                name = rest.lstrip(WHITE_SPACE).encode()
+                try:
+                    yield File(name, get_file(self.tree, name))
+                except NotBootableError as error:
+                    self._defect(f"{text(path)}: {error}")
+
+    # UKIs and addons
+
+    def _executables(self) -> None:
+        for path, addon in ((UKIS, ResourceType.ADDON), (ADDONS, ResourceType.GLOBAL_ADDON)):
+            directory = find_directory(self.tree, path)
+            if directory is not None:
+                self._executables_below(path, directory, addon, None)
+        for name, path, inode in self._modules():
+            if name == _SHARED_ADDONS:
+                self._executables_below(path, inode, ResourceType.GLOBAL_ADDON, None)
+            else:
+                self._executables_below(path, inode, ResourceType.ADDON, text(name))
+
+    def _executables_below(self, top: bytes, directory: int, addon: ResourceType, kernel_version: str | None) -> None:
+        pending = [(top, self._listing(directory))]
+        while pending:
+            prefix, listing = pending[-1]
+            for name, inode in listing:
+                path = prefix + b"/" + name
+                if self.tree.kind[inode] == Kind.DIRECTORY:
+                    pending.append((path, self._listing(inode)))
+                    break
+                if name.endswith(b".efi"):
+                    kind = addon if name.endswith(b".addon.efi") else ResourceType.UKI
+                    self._executable(BootResource(kind, path, inode, kernel_version))
+            else:
+                pending.pop()
+
+    def _executable(self, resource: BootResource) -> None:
+        if self.tree.kind[resource.inode] not in REGULAR:
+            resource = replace(resource, problem=self._defect(f"{text(resource.path)} is not a regular file"))
+        self.resources.append(resource)
+
+    # Kernels
+
+    def _modules(self) -> Iterator[tuple[bytes, bytes, int]]:
+        """Name, path and inode of the directories below /usr/lib/modules."""
+        directory = find_directory(self.tree, MODULES)
+        if directory is None:
+            return
+        for name, inode in self._listing(directory):
+            if self.tree.kind[inode] == Kind.DIRECTORY:
+                yield name, MODULES + b"/" + name, inode
+
+    def _kernels(self) -> None:
+        for name, path, directory in self._modules():
+            vmlinuz = self._regular(directory, b"vmlinuz")
+            if vmlinuz is None:
+                continue
+            problem = None
+            if text(name).encode() != name:
+                problem = self._defect(f"{text(path)}: the version of a kernel is not UTF-8")
+            initrd = self._regular(directory, b"initramfs.img")
+            files = () if initrd is None else (File(path + b"/initramfs.img", initrd),)
+            kernel = BootResource(ResourceType.KERNEL, path + b"/vmlinuz", vmlinuz, text(name), files)
+            self.resources.append(replace(kernel, problem=problem))
+
+    def _regular(self, directory: int, name: bytes) -> int | None:
+        """A regular file; anything else of the name is as good as none."""
+        try:
+            return find_file(self.tree, directory, name)
+        except NotBootableError:
+            return None
+
+    # Android
+
+    def _aboot(self) -> None:
+        boot = find_directory(self.tree, b"/boot")
+        if boot is None:
+            return
+        images = [(name, inode) for name, inode in self._listing(boot) if name.endswith(b".img")]
+        for name, inode in images:
+            if name.startswith(b"aboot-"):
+                self._aboot_payload(boot, b"/boot/" + name, inode)
+            elif name.startswith(b"vbmeta-") and self._regular(boot, name.replace(b"vbmeta", b"aboot", 1)) is None:
+                self._defect(f"/boot/{text(name)} has no aboot payload to go with")
+
+    def _aboot_payload(self, boot: int, path: bytes, inode: int) -> None:
+        version = path[len(b"/boot/aboot-") : -len(b".img")]
+        resource = BootResource(ResourceType.ABOOT, path, inode, text(version))
+        try:
+            resource = replace(resource, files=self._checked_vbmeta(boot, inode, version))
+        except _REFUSALS as error:
+            resource = replace(resource, problem=self._defect(f"{text(path)}: {error}"))
+        self.resources.append(resource)
+
+    def _checked_vbmeta(self, boot: int, inode: int, version: bytes) -> tuple[File, ...]:
+        """The vbmeta image that goes with a payload, after upstream's checks of both."""
+        if not version or text(version).encode() != version:
+            raise NotBootableError("no kernel version in UTF-8")
+        if self.tree.kind[inode] not in REGULAR:
+            raise NotBootableError("not a regular file")
+        name = b"vbmeta-" + version + b".img"
+        vbmeta = find_file(self.tree, boot, name)
+        encoding = aboot.identify(self._source(inode), self.tree.size[inode])
+        if vbmeta is None:
+            return ()
+        if encoding is aboot.Encoding.UKI:
+            raise NotBootableError("a UKI has no vbmeta")
+        return (File(b"/boot/" + name, vbmeta),)
+
+    def _check_aboot(self) -> None:
+        payloads = sum(resource.type is ResourceType.ABOOT for resource in self.resources)
+        others = any(resource.type in _PRIMARY for resource in self.resources)
+        if payloads > 1:
+            self._defect("the image has more than one aboot payload")
+        if payloads and others:
+            self._defect("the image has an aboot payload beside other things that boot")
+
+    # Reading
+
+    def _source(self, inode: int) -> Source:
+        """A file to be read in parts: really so, or from a copy."""
+        tree, ranges = self.tree, self.ranges
+        if tree.size[inode] > EXECUTABLE_LIMIT_BYTES:
+            raise LimitExceededError(f"{tree.size[inode]} bytes to boot", limit=EXECUTABLE_LIMIT_BYTES)
+        if ranges is not None:
+            return lambda offset, count: read_range(tree, inode, ranges, offset, count)
+        view = memoryview(read_file(tree, inode, self.read, EXECUTABLE_LIMIT_BYTES))
+        return lambda offset, count: view[offset : offset + count]
+
+    def examined(self, resource: BootResource) -> BootResource:
+        """The resource with what its file says."""
+        if resource.problem is not None:
+            return resource
+        try:
+            if resource.type in _EXECUTABLES:
+                return self._examined_uki(resource)
+            if resource.type is ResourceType.KERNEL:
+                return replace(resource, os_release=self._os_release())
+        except _REFUSALS as error:
+            return replace(resource, problem=str(error))
+        return resource
+
+    def _examined_uki(self, resource: BootResource) -> BootResource:
+        parsed = Uki.read(self._source(resource.inode), self.tree.size[resource.inode])
+        resource = replace(resource, uki=parsed)
+        if resource.type is ResourceType.UKI and not parsed.has_kernel:
+            return replace(resource, problem=f"no section {uki.LINUX.decode()}: not a UKI")
+        if resource.type is not ResourceType.UKI and parsed.has_kernel:
+            return replace(resource, problem=f"a section {uki.LINUX.decode()}: not an addon")
+        try:
+            _ = parsed.arguments
+        except FormatError as error:
+            return replace(resource, problem=str(error))
+        return resource
+
+    def _os_release(self) -> OsRelease | None:
+        try:
+            inode = get_file(self.tree, OS_RELEASE)
+        except NotBootableError:
+            return None
+        return OsRelease.parse(read_file(self.tree, inode, self.read, 64 * 1024))

@@ -1,0 +1,222 @@
+"""The SELinux policy of an image, as far as labels go: `file_contexts` and its companions.
+
+The rules are those of composefs-rs 0.9.4, since the digest of a boot image depends on them.  They differ from
+libselinux: the last line that matches wins, over `file_contexts`, `file_contexts.local` and `file_contexts.homedirs`
+in this order, and a plain path is no better than a pattern.  A line is a pattern, perhaps `-` and a letter for the
+only type it is for, and a context; `<<none>>` stands for no label.  The files `file_contexts.subs` and `.subs_dist`
+replace paths: a path that equals a key, and with it all below that path.
+
+Policies come from images and may be hostile.  Sizes are bounded, and matching takes time in proportion to the paths
+(see `automaton`), but for rules that only PCRE2 can read: those can backtrack for ever, so that a policy is to be
+used in a process with a time limit.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Self
+
+from composefsd.boot import pcre, regexp
+from composefsd.boot.automaton import LETTERS, NO_RULE, Automaton, Rule
+from composefsd.boot.files import WHITE_SPACE, ObjectReader, find_directory, find_file, get_directory, read_file
+from composefsd.errors import FormatError, LimitExceededError, NotBootableError
+from composefsd.tree.table import Kind, Tree
+
+XATTR: Final = b"security.selinux"
+
+CONFIG: Final = b"config"
+_DIRECTORY: Final = b"etc/selinux"
+_RULE_FILES: Final = ("file_contexts", "file_contexts.local", "file_contexts.homedirs")
+_ALIAS_FILES: Final = ("file_contexts.subs", "file_contexts.subs_dist")
+
+_FILE_LIMIT: Final = 16 * 1024 * 1024
+_RULE_LIMIT: Final = 200_000
+_WORD_LIMIT: Final = 4096  # PATH_MAX, and the page that the kernel allows for a context
+_NO_LABEL: Final = "<<none>>"
+
+_WORDS: Final = re.compile(f"[^{WHITE_SPACE}]+")
+
+_LETTER_OF_KIND: Final = {
+    Kind.DIRECTORY: "d", Kind.INLINE: "-", Kind.EXTERNAL: "-", Kind.UNVERIFIED: "-", Kind.SPARSE: "-",
+    Kind.SYMLINK: "l", Kind.CHAR: "c", Kind.BLOCK: "b", Kind.FIFO: "p", Kind.SOCKET: "s",
+}  # fmt: skip
+
+LETTER_AT: Final = tuple(LETTERS.index(_LETTER_OF_KIND[kind].encode()) for kind in Kind)
+"""For each Kind, the place in `State.rules` of the letter of its type."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A rule as written; letter is a byte, context None for no label."""
+
+    pattern: str
+    letter: int | None
+    context: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules that give labels to paths.
+
+    contexts has a label, or None, for each rule.  Rules that the automaton cannot hold are in `exceptions`, by
+    number, the highest first; their patterns match a path with the letter of its type behind.  aliases has, for the
+    path of a directory with a slash at its end, the names in it that are replaced, and by which path; `alias_parents`
+    are all directories, in the same form, that have such a name anywhere below them.
+    """
+
+    automaton: Automaton
+    contexts: tuple[bytes | None, ...]
+    exceptions: tuple[tuple[int, re.Pattern[bytes]], ...]
+    aliases: dict[bytes, dict[bytes, bytes]]
+    alias_parents: frozenset[bytes]
+
+    @classmethod
+    def load(cls, tree: Tree, read: ObjectReader) -> Self | None:
+        """The policy that the image's `/etc/selinux/config` names; None if the image has no policy.
+
+        Raises NotBootableError if a part of a policy is missing or no plain file or directory, FormatError if one is
+        malformed, LimitExceededError if one is too large, and UnsupportedError for rules that need all of PCRE2.
+        """
+        directory = find_directory(tree, _DIRECTORY)
+        if directory is None:
+            return None
+        config = _read(tree, directory, CONFIG, read)
+        name = None if config is None else parse_config(config)
+        if name is None:
+            return None
+        files = get_directory(tree, b"contexts/files", get_directory(tree, name.encode(), directory))
+        return cls.parse(lambda file: _read(tree, files, file.encode(), read))
+
+    @classmethod
+    def parse(cls, content: Callable[[str], bytes | None]) -> Self:
+        """The policy of some files; `content` gives each by its name, None for one that does not exist.
+
+        Raises like `load`.
+        """
+        lines = [line for file in _RULE_FILES for line in _rules(file, _content(file, content))]
+        aliases = {key: path for file in _ALIAS_FILES for key, path in _aliases(file, _content(file, content))}
+        if len(lines) > _RULE_LIMIT:
+            raise LimitExceededError(f"a policy of {len(lines)} rules", limit=_RULE_LIMIT)
+        return cls._built(lines, aliases)
+
+    @classmethod
+    def _built(cls, lines: list[_Line], aliases: dict[bytes, bytes]) -> Self:
+        rules, exceptions = [], []
+        for number, line in enumerate(lines):
+            try:
+                rules.append(Rule(regexp.parse(line.pattern), line.letter))
+            except FormatError as refused:
+                rules.append(Rule(regexp.NEVER, line.letter))
+                exceptions.append((number, _exception(line, refused)))
+        return cls(
+            Automaton(rules),
+            tuple(line.context for line in lines),
+            tuple(reversed(exceptions)),
+            _by_directory(aliases),
+            frozenset(parent for key in aliases for parent in _parents(key)),
+        )
+
+    def label(self, path: bytes, kind: Kind) -> bytes | None:
+        """The label of one path, without substitutions; None for no label."""
+        subject = path + LETTERS[LETTER_AT[kind] :][:1]
+        rule = self.overridden(subject, self.automaton.match(subject))
+        return None if rule == NO_RULE else self.contexts[rule]
+
+    def overridden(self, subject: bytes, rule: int) -> int:
+        """The rule of an exception that matches, if it comes after `rule`."""
+        for number, pattern in self.exceptions:
+            if number < rule:
+                break
+            if pattern.match(subject):
+                return number
+        return rule
+
+
+def parse_config(data: bytes) -> str | None:
+    """The name of the policy: the value of the first line with `=` whose key is SELINUXTYPE in any case.
+
+    Raises FormatError if a line up to that one is not UTF-8.
+    """
+    for _, line in _lines("config", data):
+        key, equals, value = line.partition("=")
+        key = key.strip(WHITE_SPACE)
+        if equals and key.isascii() and key.upper() == "SELINUXTYPE":
+            return value.strip(WHITE_SPACE)
+    return None
+
+
+def _read(tree: Tree, directory: int, name: bytes, read: ObjectReader) -> bytes | None:
+    """A file of the policy.  One without content, all zeros, is as good as none: upstream reads it so."""
+    inode = find_file(tree, directory, name)
+    if inode is None or tree.kind[inode] == Kind.SPARSE:
+        return None
+    return read_file(tree, inode, read, _FILE_LIMIT)
+
+
+def _content(file: str, content: Callable[[str], bytes | None]) -> bytes:
+    data = content(file)
+    if data is None and file == _RULE_FILES[0]:
+        raise NotBootableError("the SELinux policy of the image has no file_contexts")
+    return data or b""
+
+
+def _lines(file: str, data: bytes) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, from 1."""
+    for number, line in enumerate(data.split(b"\n"), 1):
+        try:
+            yield number, line.decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{file}, line {number}: not UTF-8", subject=file, line=number) from error
+
+
+def _words(file: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """The words of each line that is not empty and no comment."""
+    for number, line in _lines(file, data):
+        words = _WORDS.findall(line)
+        if words and not words[0].startswith("#"):
+            if max(map(len, words)) > _WORD_LIMIT:
+                raise LimitExceededError(f"{file}, line {number}: a word is too long", limit=_WORD_LIMIT)
+            yield number, words
+
+
+def _rules(file: str, data: bytes) -> Iterator[_Line]:
+    for number, words in _words(file, data):
+        letter = None
+        if len(words) > 1 and words[1].startswith("-"):
+            letter = words.pop(1)[1:]
+            if len(letter) != 1 or letter.encode() not in LETTERS:
+                raise FormatError(f"{file}, line {number}: invalid type -{letter[:20]}", subject=file, line=number)
+        if len(words) != 2:
+            what = "trailing data" if len(words) > 2 else "no context"
+            raise FormatError(f"{file}, line {number}: {what}", subject=file, line=number)
+        context = None if words[1] == _NO_LABEL else words[1].encode()
+        yield _Line(words[0], ord(letter) if letter else None, context)
+
+
+def _aliases(file: str, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    for number, words in _words(file, data):
+        if len(words) != 2:
+            what = "trailing data" if len(words) > 2 else "no second path"
+            raise FormatError(f"{file}, line {number}: {what}", subject=file, line=number)
+        yield words[0].encode(), words[1].encode()
+
+
+def _exception(line: _Line, refused: FormatError) -> re.Pattern[bytes]:
+    try:
+        return pcre.compile_rule(line.pattern, line.letter)
+    except FormatError as error:
+        message = f"file_contexts: {line.pattern[:200]!r}: {refused}; as PCRE2: {error}"
+        raise FormatError(message, subject="file_contexts") from error
+
+
+def _by_directory(aliases: dict[bytes, bytes]) -> dict[bytes, dict[bytes, bytes]]:
+    table: dict[bytes, dict[bytes, bytes]] = {}
+    for key, path in aliases.items():
+        directory, slash, name = key.rpartition(b"/")
+        table.setdefault(directory + slash, {})[name] = path
+    return table
+
+
+def _parents(path: bytes) -> Iterable[bytes]:
+    """Every leading part of a path that ends with a slash."""
+    return (path[: at + 1] for at, byte in enumerate(path) if byte == 0x2F)

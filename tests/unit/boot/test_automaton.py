@@ -1,0 +1,95 @@
+"""Many rules at once."""
+
+import re
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from composefsd.boot import automaton, regexp
+from composefsd.boot.automaton import LETTERS, NO_RULE, Automaton, Rule
+from composefsd.errors import LimitExceededError
+
+# Pieces that Rust and Python read alike, if the dot is written as Python must have it.
+PIECES = [
+    "/", "/a", "/b", "a", "b", "ab", ".", ".*", "[^/]*", "[ab]", "(/.*)?", "(a|b)", "(a|ab)*", "a?", "b+", "a{1,2}",
+    "|",
+]  # fmt: skip
+PATTERNS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
+RULES = st.lists(st.tuples(PATTERNS, st.sampled_from([None, "-", "d"])), max_size=8)
+PATHS = st.lists(st.sampled_from(["/", "/a", "/b", "a", "b", "c"]), max_size=6).map("".join)
+
+
+def _build(rules: list[tuple[str, str | None]]) -> Automaton:
+    return Automaton([Rule(regexp.parse(pattern), ord(letter) if letter else None) for pattern, letter in rules])
+
+
+def _naive(rules: list[tuple[str, str | None]], subject: bytes) -> int:
+    """The last rule that matches, each tried by itself."""
+    best = NO_RULE
+    for number, (pattern, letter) in enumerate(rules):
+        text = "(" + pattern.replace(".", "[^\\0]") + ")" + (letter or ".")
+        if re.fullmatch(text.encode(), subject, re.DOTALL):
+            best = number
+    return best
+
+
+@settings(max_examples=300)
+@given(RULES, st.lists(PATHS, max_size=6))
+def test_the_last_rule_that_matches_wins(rules: list[tuple[str, str | None]], paths: list[str]) -> None:
+    built = _build(rules)
+    for path in paths:
+        for letter in "-dl":
+            subject = (path + letter).encode()
+            assert built.match(subject) == _naive(rules, subject), subject
+
+
+def test_rules_hold_for_their_type_alone() -> None:
+    built = _build([("/a(/.*)?", None), ("/a(/.*)?", "d"), ("/a/b", "-")])
+    assert [built.match(b"/a/b" + bytes([letter])) for letter in LETTERS] == [2, 1, 0, 0, 0, 0, 0]
+
+
+def test_no_rules_match_nothing() -> None:
+    assert _build([]).match(b"/a-") == NO_RULE
+
+
+def test_a_state_is_settled_where_names_do_not_matter_any_more() -> None:
+    patterns = ["/.*", "/usr(/.*)?", "/usr/(.*/)?bin", "/usr/share(/.*)?", "/dead"]
+    built = _build([(pattern, None) for pattern in patterns])
+    assert not built.start.after(b"/usr/").settled
+    share = built.start.after(b"/usr/share/")
+    assert share.settled
+    assert share.beyond == (3,) * len(LETTERS)
+    assert share.after(b"doc/x") is share
+    assert built.start.after(b"/usr/shared/").settled is False
+
+
+def test_where_nothing_can_match_any_more_states_are_settled() -> None:
+    state = _build([("/a", None)]).start.after(b"/b/")
+    assert state.settled
+    assert set(state.beyond) == {NO_RULE}
+
+
+def test_patterns_that_ruin_backtracking_take_no_time() -> None:
+    built = _build([("(/(a*)*)*b", None), ("/(a|aa)+$", None), (r"(/?a\b?)*c", None), ("/(.*)*x(.*)*y", None)])
+    start = time.monotonic()
+    assert built.match(b"/" + b"a" * 2000 + b"-") == NO_RULE
+    assert built.match(b"/" + b"a" * 2000 + b"b-") == 0
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("pattern", ["a{100001}", "((a{100}){100}){100}", "(((a?){1,50}){1,50}){1,50}"])
+def test_repetition_is_bounded(pattern: str) -> None:
+    with pytest.raises(LimitExceededError):
+        _build([(pattern, None)])
+
+
+def test_forgetting_states_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [("/(a|b)*abb[ab]{0,4}", None), (r"/.*\bab", "-"), ("/ab(/.*)?", None)]
+    paths = [f"/{number:08b}".replace("0", "a").replace("1", "b").encode() + b"-" for number in range(256)]
+    expected = [_build(rules).match(path) for path in paths]
+    monkeypatch.setattr(automaton, "_WEIGHT_LIMIT", 200)
+    built = _build(rules)
+    assert [built.match(path) for path in paths] == expected
+    assert len(built._states) < 20

@@ -1,0 +1,148 @@
+"""Kernel command lines."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from composefsd.boot import cmdline
+from composefsd.boot.cmdline import ComposefsArgument
+from composefsd.digests import Algorithm, ObjectId
+from composefsd.errors import FormatError, NotBootableError
+
+A = ObjectId(bytes(range(32)))
+B = ObjectId(bytes(32))
+LONG = ObjectId(bytes(range(64)))
+
+DIGESTS = st.sampled_from([A, B, LONG])
+ARGUMENTS = st.builds(ComposefsArgument, DIGESTS, st.sampled_from([None, 1, 2]), st.booleans())
+LINES = st.text("ab=?\"' \t\n\f\r\v\xa0composefs.digest=v12-sha256:0", max_size=60)
+
+
+def _split_by_characters(line: str) -> list[str]:
+    """As upstream writes it."""
+    tokens, quoted = [""], False
+    for char in line:
+        quoted ^= char == '"'
+        if not quoted and char in " \t\n\f\r":
+            tokens.append("")
+        else:
+            tokens[-1] += char
+    return [token for token in tokens if token]
+
+
+@given(LINES)
+def test_a_line_is_cut_at_white_space_outside_quotes(line: str) -> None:
+    assert cmdline.split(line) == _split_by_characters(line)
+
+
+@given(ARGUMENTS)
+def test_an_argument_survives_its_text(argument: ComposefsArgument) -> None:
+    assert ComposefsArgument.parse(str(argument)) == argument
+    assert cmdline.find_all(f"quiet {argument} rw") == (argument,)
+
+
+def test_both_spellings_are_those_of_upstream() -> None:
+    assert str(ComposefsArgument(A)) == f"composefs={A.hex}"
+    assert str(ComposefsArgument(A, None, insecure=True)) == f"composefs=?{A.hex}"
+    assert str(ComposefsArgument(A, 1)) == f"composefs.digest=v1-sha256-12:{A.hex}"
+    assert str(ComposefsArgument(LONG, 2, insecure=True)) == f"composefs.digest=?v2-sha512-12:{LONG.hex}"
+
+
+@given(LINES)
+def test_hostile_lines_raise_nothing_but_format_error(line: str) -> None:
+    for algorithm in Algorithm:
+        with suppress(FormatError):
+            cmdline.find(line, algorithm)
+        with suppress(FormatError):
+            cmdline.find_all(line)
+        with suppress(NotBootableError):
+            cmdline.check(line, {A}, algorithm)
+    with suppress(FormatError):
+        assert cmdline.find_all(cmdline.with_argument(line, ComposefsArgument(B))) == (ComposefsArgument(B),)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "composefs=",
+        "composefs=?",
+        f"composefs={A.hex.upper()}",
+        f"composefs={A.hex}0",
+        f'composefs="{A.hex}"',
+        f"composefs.digest={A.hex}",
+        f"composefs.digest=v3-sha256-12:{A.hex}",
+        f"composefs.digest=v1-sha256-16:{A.hex}",
+        f"composefs.digest=v1-sha512-12:{A.hex}",
+        f"composefs.digest=v1-sha256-12:{A.hex.upper()}",
+        f"composefs.digest=v1-sha256-12:??{A.hex}",
+    ],
+)
+def test_malformed_arguments_are_refused(token: str) -> None:
+    with pytest.raises(FormatError):
+        ComposefsArgument.parse(token)
+
+
+@pytest.mark.parametrize("token", ["composefs", "composefs.digest", "composefs.digestx=1", "rd.composefs=1", "a=b"])
+def test_other_tokens_are_no_arguments(token: str) -> None:
+    assert ComposefsArgument.parse(token) is None
+
+
+def test_the_tools_take_a_described_digest_of_their_algorithm_over_a_legacy_one() -> None:
+    line = f"composefs={B.hex} composefs.digest=v1-sha512-12:{LONG.hex} composefs.digest=v2-sha256-12:{A.hex}"
+    assert cmdline.find(line, Algorithm.SHA256) == ComposefsArgument(A, 2)
+    assert cmdline.find(line, Algorithm.SHA512) == ComposefsArgument(LONG, 1)
+    assert cmdline.find(f"composefs={B.hex} composefs={A.hex}", Algorithm.SHA256) == ComposefsArgument(B)
+    assert cmdline.find("quiet", Algorithm.SHA256) is None
+
+
+def test_the_tools_refuse_a_legacy_digest_of_the_other_algorithm_and_a_malformed_one_in_front() -> None:
+    with pytest.raises(FormatError, match="sha512"):
+        cmdline.find(f"composefs={A.hex}", Algorithm.SHA512)
+    with pytest.raises(FormatError, match="malformed"):
+        cmdline.find(f"composefs.digest=v9-x composefs.digest=v1-sha256-12:{A.hex}", Algorithm.SHA256)
+
+
+def test_quoted_white_space_does_not_start_a_token() -> None:
+    assert cmdline.find_all(f'x="a composefs={A.hex} b"') == ()
+
+
+def test_a_line_that_names_only_acceptable_images_passes_and_gives_its_arguments_in_order() -> None:
+    line = f"rw composefs.digest=v1-sha256-12:{A.hex} composefs={B.hex}"
+    assert cmdline.check(line, {A, B}, Algorithm.SHA256) == (ComposefsArgument(A, 1), ComposefsArgument(B))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("quiet", "names no composefs image"),
+        (f"composefs={A.hex} composefs={B.hex}", "names another image"),
+        (f"composefs={LONG.hex} composefs={A.hex}", "by sha512 first"),
+        (f"composefs={A.hex} composefs={A.hex.upper()}", "not an fs-verity digest"),
+        (f'"composefs={A.hex}" composefs={A.hex}', "quoted"),
+        (f'com"pose"fs={A.hex} composefs={A.hex}', "quoted"),
+        (f'composefs="{A.hex}"', "quoted"),
+    ],
+)
+def test_what_could_boot_another_image_is_refused(line: str, reason: str) -> None:
+    with pytest.raises(NotBootableError, match=reason):
+        cmdline.check(line, {A, LONG}, Algorithm.SHA256)
+
+
+def test_all_reasons_are_told_once_each() -> None:
+    with pytest.raises(NotBootableError) as error:
+        cmdline.check(f"composefs={B.hex} composefs=x composefs={B.hex}", {A}, Algorithm.SHA256)
+    assert len(str(error.value).split("\n")) == 2
+
+
+def test_editing_removes_both_spellings_and_keeps_the_rest_verbatim() -> None:
+    options = f'root=LABEL="a  b" composefs={B.hex}  composefs.digest=x "composefs=1" rw'
+    edited = cmdline.with_argument(options, ComposefsArgument(A, 1))
+    assert edited == f'root=LABEL="a  b" rw composefs.digest=v1-sha256-12:{A.hex}'
+    assert cmdline.with_argument("", ComposefsArgument(A)) == f"composefs={A.hex}"
+
+
+def test_nothing_is_appended_inside_an_open_quote() -> None:
+    with pytest.raises(FormatError, match="open quote"):
+        cmdline.with_argument('x="a b', ComposefsArgument(A))

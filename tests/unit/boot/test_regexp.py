@@ -1,0 +1,135 @@
+"""Rust's regular expressions, as far as one matches: through the automaton, with the verdicts of `regex-automata`."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from composefsd.boot import regexp
+from composefsd.boot.automaton import NO_RULE, Automaton, Rule
+from composefsd.errors import FormatError, LimitExceededError, UnsupportedError
+
+
+def _matches(pattern: str, path: bytes, kind: bytes = b"-") -> bool:
+    return Automaton([Rule(regexp.parse(pattern), None)]).match(path + kind) != NO_RULE
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("/usr", [b"/usr"], [b"/usr/", b"/us", b"x/usr"]),
+        (r"/a\.b", [b"/a.b"], [b"/axb"]),
+        ("/a.b", [b"/axb", b"/a\nb", b"/a\xffb"], [b"/a\0b", b"/ab"]),
+        ("(?s)/a.b", [b"/a\0b", b"/a\nb"], []),
+        ("(?R)/a.b", [b"/a\0b"], [b"/a\nb", b"/a\rb"]),
+        ("/a[^/]b", [b"/a\0b", b"/a\nb"], [b"/a/b"]),
+        ("/dev/[shmx]d[^/]*", [b"/dev/sd", b"/dev/xdab1"], [b"/dev/ad", b"/dev/sd/x"]),
+        ("/usr(/.*)?", [b"/usr", b"/usr/", b"/usr/a/b"], [b"/usrx"]),
+        ("/a|/b", [b"/a", b"/b"], [b"/a|/b"]),
+        ("/(|a)", [b"/", b"/a"], [b"/b"]),
+        ("/a{2,3}", [b"/aa", b"/aaa"], [b"/a", b"/aaaa"]),
+        ("/a{2}", [b"/aa"], [b"/a"]),
+        ("/a{2,}", [b"/aa", b"/aaaaa"], [b"/a"]),
+        ("/(ab){0}c", [b"/c"], [b"/abc"]),
+        ("/a*?b+?c??", [b"/b", b"/aabbc"], [b"/a"]),
+        ("/a**", [b"/", b"/aa"], [b"/b"]),
+        ("/(a*)*b", [b"/aab", b"/b"], [b"/c"]),
+        ("/é*", [b"/", b"/\xc3\xa9\xc3\xa9"], [b"/\xc3"]),
+        (r"/\xe9", [b"/\xe9"], [b"/\xc3\xa9"]),
+        (r"/\x{e9}\u00e9", [b"/\xc3\xa9\xc3\xa9"], [b"/\xe9\xe9"]),
+        (r"/\x41\u0042\U00000043\t", [b"/ABC\t"], []),
+        (r"/[\x80-\xff]", [b"/\xff"], [b"/a"]),
+        (r"/\d\w\s", [b"/1_\x0b"], [b"/1-\x0b", b"/1_\x1c"]),
+        (r"/\D\W\S", [b"/a-\xff"], [b"/1-a"]),
+        ("/[[:alpha:]]", [b"/a", b"/Z"], [b"/1", b"/:"]),
+        ("/[[:^alpha:]]", [b"/1", b"/\xff"], [b"/a"]),
+        ("/[[:word:][:blank:]]+", [b"/a_ \t"], [b"/-"]),
+        ("/[[:nothing:]]", [b"/:", b"/h"], [b"/a"]),
+        ("/[:alpha:]", [b"/:", b"/l"], [b"/x"]),
+        ("/[]a]", [b"/]", b"/a"], [b"/b"]),
+        ("/[^]a]", [b"/b"], [b"/]", b"/a"]),
+        ("/[-a]", [b"/-", b"/a"], [b"/b"]),
+        ("/[a-]", [b"/-", b"/a"], [b"/b"]),
+        ("/[a[b-d]]", [b"/a", b"/c"], [b"/e", b"/["]),
+        ("/[a-d&&[^b]]", [b"/a", b"/d"], [b"/b"]),
+        ("/[a-d--b]", [b"/a", b"/c"], [b"/b"]),
+        ("/[a-d~~c-f]", [b"/a", b"/f"], [b"/c"]),
+        ("/[a-c&&b--]", [b"/b"], [b"/a", b"/-"]),
+        ("/[a&&b]", [], [b"/a", b"/b"]),
+        ("/(?i)ab(?-i)c", [b"/ABc", b"/abc"], [b"/abC"]),
+        ("/((?i)a|b)c", [b"/Ac", b"/Bc"], [b"/aC"]),
+        ("/(?i:a)b", [b"/Ab"], [b"/AB"]),
+        ("/(?i)[^a]", [b"/b"], [b"/a", b"/A"]),
+        ("/(?i)[[:lower:]&&a-c]", [b"/B"], [b"/d"]),
+        ("/(?x)ab", [b"/ab"], []),
+        ("/(?U)a*b", [b"/aab"], []),
+        ("/(?P<n>a)(?<m.1>b)", [b"/ab"], []),
+        ("/a$", [], [b"/a"]),
+        (r"/a\z", [], [b"/a"]),
+        ("/(a$|b)", [b"/b"], [b"/a"]),
+        ("^/a", [b"/a"], []),
+        (r"\A/a", [b"/a"], []),
+        ("/^a", [], [b"/a"]),
+        ("/a(?m)$\nb", [b"/a\nb"], []),
+        ("/a\n(?m)^b", [b"/a\nb"], []),
+        ("/a(?mR)$\r\nb", [b"/a\r\nb"], []),
+        ("/a\r(?mR)^\nb", [], [b"/a\r\nb"]),
+        (r"/\ba\B.", [b"/ab"], [b"/a."]),
+        (r"/a\<b", [], [b"/ab"]),
+        (r"/\<a\>\.", [b"/a."], []),
+        (r"/\b{start}a\b{end}-", [b"/a-"], []),
+        (r"/\b{start-half}a\b{end-half}-", [b"/a-"], [b"/ab"]),
+        (r"/a\b{1}-", [b"/a-"], []),
+        (r"/\_\%\/\-\#\&\~", [b"/_%/-#&~"], []),
+        ("/a#b]}", [b"/a#b]}"], []),
+    ],
+)
+def test_verdicts(pattern: str, yes: list[bytes], no: list[bytes]) -> None:
+    for path in yes:
+        assert _matches(pattern, path), path
+    for path in no:
+        assert not _matches(pattern, path), path
+
+
+def test_a_word_boundary_at_the_end_sees_the_letter_of_the_type() -> None:
+    assert _matches(r"/a\b", b"/a", b"-")
+    assert not _matches(r"/a\b", b"/a", b"d")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(", ")", "a)(b", "(?", "(?P<", "(?P<1>a)", "(?P<a>b)(?P<a>c)", "(?)", "(?i-)", "(?ii)", "(?i-i)", "(?-)",
+        "(?z)", "(?=a)", "(?!a)", "(?<=a)", "(?<!a)", "(?>a)", "*a", "a|*", "(*a)", "(?i)*", "a{", "a{}", "a{,2}",
+        "a{x}", "a{2", "a{3,2}", "a{4294967296}", "[", "[]", "[^]", "[a", "[b-a]", "[a-\\d]", "[\\b]", "[\\z]",
+        "[é]", "[\\x{e9}]", "\\", "\\1", "\\0", "\\8", "\\y", "\\é", "\\pL", "\\P{Greek}", "\\x", "\\xg", "\\x{}",
+        "\\x{110000}", "\\x{d800}", "\\b{", "\\b{nothing}", "(?x)a#b", "(?x)[#]",
+    ],
+)  # fmt: skip
+def test_what_rust_refuses_is_refused(pattern: str) -> None:
+    with pytest.raises(FormatError):
+        regexp.parse(pattern)
+
+
+def test_unicode_mode_is_not_there() -> None:
+    with pytest.raises(UnsupportedError):
+        regexp.parse("(?u)a")
+    assert _matches("/(?-u)a", b"/a")
+
+
+@pytest.mark.parametrize("pattern", ["(" * 100 + ")" * 100, "[" * 100 + "a" + "]" * 100, "a****"])
+def test_nesting_is_bounded(pattern: str) -> None:
+    with pytest.raises(LimitExceededError):
+        regexp.parse(pattern)
+
+
+def test_neighbouring_characters_become_one_literal() -> None:
+    assert regexp.parse(r"/etc/foo\.conf#") == regexp.Literal(b"/etc/foo.conf#")
+
+
+@given(st.text(r"ab/.*+?()|[]{}^$\-&~#:,0123xuUimsRpdwbz<>=!P", max_size=14))
+def test_any_text_is_parsed_or_refused(pattern: str) -> None:
+    try:
+        node = regexp.parse(pattern)
+    except (FormatError, LimitExceededError, UnsupportedError):
+        return
+    assert regexp.size(node) >= 0
