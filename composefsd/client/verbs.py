@@ -1,0 +1,211 @@
+"""The verbs that go over the bus: from parsed arguments to calls, and from answers to output."""
+
+import re
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from composefsd.client import proxy, show
+from composefsd.client.exits import Exit
+from composefsd.client.properties import Properties
+from composefsd.client.proxy import JobRequest, Options
+from composefsd.client.records import Deployment
+from composefsd.client.render import SHORT_DIGITS
+from composefsd.client.results import result_json
+from composefsd.client.session import Session
+
+KINDS: Final = {"all": ("normative", "boot"), "normative": ("normative",), "boot": ("boot",), "none": ()}
+
+_KERNEL_ARGUMENT: Final = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
+_ROLES: Final = frozenset({"booted", "default", "staged", "rollback"})
+_LOCAL_TRANSPORTS: Final = ("oci:", "oci-archive:")
+
+
+async def status(session: Session, args: Namespace) -> Exit:
+    """The machine at a glance."""
+    found = await session.proxy.status()
+    session.answer(found, lambda screen: show.status(screen, found))
+    return Exit.DONE
+
+
+async def pull(session: Session, args: Namespace) -> Exit:
+    """Fetch an OCI image and generate its composefs images."""
+    options: Options = {
+        "name": args.name,
+        "platform": args.platform,
+        "require-digest": args.require_digest,
+        "generate": None if args.generate is None else KINDS[args.generate],
+        "format": args.format,
+        "replace": args.replace or None,
+    }
+    return await _work(session, JobRequest(proxy.PULL, [absolute(args.reference)], options))
+
+
+async def images(session: Session, args: Namespace) -> Exit:
+    """List the OCI images of the repository."""
+    found = await session.proxy.images()
+    session.answer(found, lambda screen: show.images(screen, found))
+    return Exit.DONE
+
+
+async def inspect(session: Session, args: Namespace) -> Exit:
+    """Everything about one image, or one of its documents as it is."""
+    found = await session.proxy.image(args.image)
+    if args.document:
+        session.document(await session.proxy.document(found, args.document))
+    else:
+        session.answer(found, lambda screen: show.image(screen, found))
+    return Exit.DONE
+
+
+async def tag(session: Session, args: Namespace) -> Exit:
+    """Give an image a name."""
+    await session.proxy.tag(args.image, args.name, replace=args.replace)
+    session.answer({"image": args.image, "name": args.name})
+    return Exit.DONE
+
+
+async def untag(session: Session, args: Namespace) -> Exit:
+    """Take a name away."""
+    await session.proxy.untag(args.name, missing_ok=args.missing_ok)
+    session.answer({"name": args.name})
+    return Exit.DONE
+
+
+async def remove(session: Session, args: Namespace) -> Exit:
+    """Take an image and its names out of the repository."""
+    gone = await session.proxy.remove(args.image, force=args.force)
+    session.answer({"names": gone}, lambda screen: screen.line(f"removed {', '.join(gone) or args.image}"))
+    return Exit.DONE
+
+
+async def generate(session: Session, args: Namespace) -> Exit:
+    """Build composefs images of an OCI image."""
+    options = {"format": args.format, "hash": args.hash, "xattrs": args.xattrs, "expect": args.expect}
+    return await _work(session, JobRequest(proxy.GENERATE, [args.image, args.kind], options))
+
+
+async def compute(session: Session, args: Namespace) -> Exit:
+    """Digests of composefs images, storing nothing."""
+    options = {"format": args.format, "hash": args.hash, "xattrs": args.xattrs}
+    return await _work(session, JobRequest(proxy.COMPUTE, [args.image, args.kind], options))
+
+
+async def deploy(session: Session, args: Namespace) -> Exit:
+    """Put an image on the boot partition, or tell what that would do."""
+    options: Options = {
+        "verity": args.verity,
+        "type": args.type,
+        "uki": args.uki,
+        "kargs": kernel_arguments(args.kargs) or None,
+    }
+    member = proxy.PLAN if args.dry_run else proxy.DEPLOY
+    return await _work(session, JobRequest(member, [args.image], options))
+
+
+async def deployments(session: Session, args: Namespace) -> Exit:
+    """List deployments in boot order."""
+    found, boot = await session.proxy.deployments(), await session.proxy.boot()
+    session.answer(found, lambda screen: show.deployments(screen, found, boot))
+    return Exit.DONE
+
+
+async def undeploy(session: Session, args: Namespace) -> Exit:
+    """Remove a deployment."""
+    path = find_deployment(await session.proxy.deployments(), args.deployment)
+    path = path or await session.proxy.deployment_path(args.deployment)
+    return await _work(session, JobRequest(proxy.UNDEPLOY, [], {"state": args.state or None}, path))
+
+
+async def gc(session: Session, args: Namespace) -> Exit:
+    """Remove what nothing refers to."""
+    intro = "nothing was removed; without --dry-run:" if args.dry_run else None
+    return await _work(session, JobRequest(proxy.COLLECT, [], {"dry-run": args.dry_run or None}), intro)
+
+
+async def fsck(session: Session, args: Namespace) -> Exit:
+    """Check the repository; fails if something is wrong with it."""
+    options = {"depth": args.depth, "image": args.image, "max-findings": args.max_findings}
+    outcome = await session.job(JobRequest(proxy.CHECK, [], options))
+    if outcome is None:
+        return Exit.DONE
+    reader = Properties(outcome.result)
+    session.answer(
+        result_json(outcome.job.id, outcome.result),
+        lambda screen: show.findings(screen, reader),
+    )
+    return Exit.FAILED if is_damaged(reader) else Exit.DONE
+
+
+async def jobs(session: Session, args: Namespace) -> Exit:
+    """List the jobs that run or ended a short while ago."""
+    found = await session.proxy.jobs(kind=args.type, state=args.state)
+    session.answer(found, lambda screen: show.jobs(screen, found))
+    return Exit.DONE
+
+
+async def cancel(session: Session, args: Namespace) -> Exit:
+    """Ask a job to stop."""
+    await session.proxy.cancel_job(args.job)
+    session.answer({"job": args.job}, lambda screen: screen.line(f"cancelling job {args.job}"))
+    return Exit.DONE
+
+
+async def _work(session: Session, request: JobRequest, intro: str | None = None) -> Exit:
+    outcome = await session.job(request)
+    if outcome is not None:
+        session.answer(
+            result_json(outcome.job.id, outcome.result), lambda screen: show.result(screen, outcome.result, intro)
+        )
+    return Exit.DONE
+
+
+def absolute(reference: str) -> str:
+    """A reference to a local file as the daemon, which runs in another directory, has to be told it."""
+    for transport in _LOCAL_TRANSPORTS:
+        path = reference.removeprefix(transport)
+        if path != reference and path and not path.startswith("/"):
+            return f"{transport}{Path.cwd()}/{path}"
+    return reference
+
+
+def kernel_arguments(texts: Sequence[str]) -> tuple[str, ...]:
+    """Kernel arguments one by one: white space separates them, but not within double quotes, as in the kernel."""
+    return tuple(argument for text in texts for argument in _KERNEL_ARGUMENT.findall(text))
+
+
+def find_deployment(found: Sequence[Deployment], text: str) -> str | None:
+    """The object of the only deployment whose id is `text`, or which `deployments` shows so on a terminal.
+
+    None leaves it to the daemon, which knows unique prefixes and words such as `booted`.
+    """
+    if text in _ROLES:
+        return None
+    exact = [deployment.path for deployment in found if deployment.id == text]
+    digits, dot, number = text.partition(".")
+    shown = [
+        deployment.path
+        for deployment in found
+        if deployment.id.startswith(digits) and deployment.id.partition(".")[1:] == (dot, number)
+    ]
+    if exact or (len(shown) == 1 and len(digits) >= SHORT_DIGITS):
+        return (exact or shown)[0]
+    return None
+
+
+def is_damaged(reader: Properties) -> bool:
+    """Whether a check found errors; findings that were too many to be listed count as such."""
+    found = reader.structs("findings", "severity", "code", "subject", "message")
+    return (reader.number("findings-total") or 0) > len(found) or any(
+        row.text("severity") == "error" for row in found
+    )
+
+
+VERBS: Final[dict[str, Callable[[Session, Namespace], Awaitable[Exit]]]] = {
+    verb.__name__: verb
+    for verb in (
+        status, pull, images, inspect, tag, untag, remove, generate, compute,
+        deploy, deployments, undeploy, gc, fsck, jobs, cancel,
+    )
+}  # fmt: skip
