@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 import zstandard
 
@@ -185,6 +185,17 @@ class Layout:
         named = {"annotations": {TAG: tag}} if tag is not None else {}
         self._write_index([*kept, {**manifest.descriptor(), **named}])
 
+    def read_image(self, tag: str) -> Image:
+        """The image that `tag` names in a layout that this module wrote."""
+        (entry,) = (
+            entry for entry in json.loads(self._index.read_text())["manifests"] if entry["annotations"][TAG] == tag
+        )
+        manifest = json.loads(self.blob_path(entry["digest"]).read_text())
+        config = json.loads(self.blob_path(manifest["config"]["digest"]).read_text())
+        layers = zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True)
+        stored = tuple(StoredLayer(_blob(layer), diff_id) for layer, diff_id in layers)
+        return Image(_blob(entry), _blob(manifest["config"]), stored)
+
     def add_image(
         self,
         tag: str | None,
@@ -207,6 +218,10 @@ class Layout:
         manifest_blob = self.add_json(_merged(_manifest(config_blob, stored), manifest), MANIFEST_TYPE)
         self.set_tag(tag, manifest_blob)
         return Image(manifest_blob, config_blob, stored)
+
+
+def _blob(descriptor: Mapping[str, Any]) -> Blob:
+    return Blob(descriptor["mediaType"], descriptor["digest"], descriptor["size"])
 
 
 def _config(layers: Sequence[StoredLayer]) -> Json:

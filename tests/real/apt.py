@@ -1,0 +1,71 @@
+"""Where this machine gets its Debian packages from, as apt itself understands its configuration."""
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_SUITES: Final = {"stable", "oldstable", "testing", "unstable", "sid"}
+
+
+class UnavailableError(Exception):
+    """Something that cannot be had on this machine; the message names it in words for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A Debian archive: its address as it stands in the machine's sources."""
+
+    uri: str
+
+    def source(self, suite: str) -> str:
+        """The one-line apt source of a suite of this archive."""
+        return f"deb [signed-by={KEYRING}] {self.uri} {suite} main"
+
+
+def _output(*command: str) -> str:
+    """Standard output of a command.  Raises UnavailableError if there is no such tool, or if it fails."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except FileNotFoundError as error:
+        raise UnavailableError(f"{command[0]} is not installed") from error
+    except subprocess.CalledProcessError as error:
+        raise UnavailableError(f"{command[0]} fails: {error.stderr.strip() or error.returncode}") from error
+
+
+def architecture() -> str:
+    """Debian's name of this machine's architecture."""
+    return _output("dpkg", "--print-architecture").strip()
+
+
+def find_mirror() -> Mirror:
+    """The Debian archive that this machine installs from, of either format of apt's sources.
+
+    Raises UnavailableError if there is none, as on another distribution.
+    """
+    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    listed = _output(
+        "apt-get",
+        "indextargets",
+        "--no-release-info",
+        "--format=$(REPO_URI) $(RELEASE) $(COMPONENT)",
+        "Created-By: Packages",
+    )
+    found = []
+    for line in dict.fromkeys(listed.splitlines()):
+        uri, release, component = (*line.split(" "), "", "")[:3]
+        if component == "main" and release in {codename, *_SUITES}:
+            found.append(uri.rstrip("/"))
+    if not found:
+        raise UnavailableError("apt's sources name no Debian archive (a suite with the component main)")
+    # other publishers use Debian's code names too, but hardly ever call their archive `debian`
+    return Mirror(min(found, key=lambda uri: not uri.endswith("/debian")))
+
+
+def proxy_options() -> list[str]:
+    """apt's proxy settings as options in apt.conf's syntax, for an apt that does not read this machine's files."""
+    listed = _output("apt-config", "dump", "--format", "%F=%v%n", "Acquire::http::Proxy", "Acquire::https::Proxy")
+    settings = (line.partition("=") for line in listed.splitlines())
+    return [f'{name} "{value}"' for name, _, value in settings if value]

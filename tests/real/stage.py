@@ -1,0 +1,198 @@
+"""A daemon of its own on a bus of its own, with repository, sysroot and "ESP" in a scratch folder.
+
+Nothing of it reaches the machine's bus, boot partition or /sysroot.  The repository is one without fs-verity, as the
+file system of a scratch folder seldom has it.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self
+
+BIN: Final = Path(sys.executable).parent
+"""The commands of this environment."""
+
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 30.0
+
+_BUS: Final = """\
+<busconfig>
+  <type>custom</type>
+  <listen>unix:path={socket}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow own="*"/>
+    <allow send_destination="*" eavesdrop="true"/>
+    <allow receive_sender="*" eavesdrop="true"/>
+  </policy>
+</busconfig>
+"""
+
+_SETTINGS: Final = """\
+[Daemon]
+Algorithm={algorithm}
+Insecure=yes
+"""
+
+
+class StageError(Exception):
+    """The bus or the daemon did not come up, or did not go away; the message has the end of its log."""
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """Ask a process to stop, insist if it does not, and give its exit status."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def _spawn(command: Sequence[str], log: BinaryIO, **environment: str) -> subprocess.Popen[bytes]:
+    """Start a process that a Ctrl-C on the terminal does not reach: who started it ends it, in the right order."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+
+
+class Stage:
+    """The folder and what runs in it."""
+
+    def __init__(self, folder: Path, *, algorithm: str = "sha512") -> None:
+        self.folder = folder
+        self.repository, self.sysroot, self.esp = folder / "repository", folder / "sysroot", folder / "esp"
+        for path in (self.sysroot, self.esp):
+            path.mkdir()
+        (folder / "composefsd.conf").write_text(_SETTINGS.format(algorithm=algorithm))
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self._bus: subprocess.Popen[bytes] | None = None
+        self._cleanup = ExitStack()
+        # a socket's path has 107 characters at most, so it does not go into the folder
+        sockets = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="composefs-bus-")))
+        self._socket, self._ready = sockets / "bus", sockets / "ready"
+
+    def __enter__(self) -> Self:
+        try:
+            self.start_bus()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        """The address of the bus, for `--bus` and for `busctl --address=`."""
+        return f"unix:path={self._socket}"
+
+    @property
+    def log(self) -> Path:
+        """What the daemon has written to its standard error."""
+        return self.folder / "composefsd.log"
+
+    def start_bus(self) -> None:
+        """Start the private bus; it listens when this returns."""
+        config = self.folder / "bus.conf"
+        config.write_text(_BUS.format(socket=self._socket))
+        command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile", "--nosyslog"]
+        with (self.folder / "bus.log").open("wb") as log:
+            self._bus = _spawn(command, log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._socket.exists():
+            if self._bus.poll() is not None or time.monotonic() > deadline:
+                raise StageError(f"dbus-daemon does not start:\n{(self.folder / 'bus.log').read_text()}")
+            time.sleep(0.01)
+
+    def start(self, *options: str) -> None:
+        """Start the daemon, with these options too; it answers when this returns.  Raises StageError."""
+        paths = (f"--repository={self.repository}", f"--sysroot={self.sysroot}", f"--esp={self.esp}")
+        where = (f"--config={self.folder / 'composefsd.conf'}", f"--bus={self.address}", "--no-idle-exit")
+        with _ready_socket(self._ready) as ready, self.log.open("ab") as log:
+            environment = {"NOTIFY_SOCKET": str(self._ready)}
+            self.daemon = _spawn([str(BIN / "composefsd"), *where, *paths, *options], log, **environment)
+            deadline = time.monotonic() + _START_SECONDS
+            while b"READY=1" not in _received(ready).splitlines():
+                if self.daemon.poll() is not None or time.monotonic() > deadline:
+                    end(self.daemon)
+                    raise StageError(f"composefsd does not start:\n{self.log.read_text()[-3000:]}")
+
+    def stop(self) -> int:
+        """Stop the daemon; its exit status."""
+        daemon, self.daemon = self.daemon, None
+        return end(daemon) if daemon is not None else 0
+
+    def close(self) -> None:
+        """Stop everything; the folder stays."""
+        self.stop()
+        if self._bus is not None:
+            end(self._bus)
+        self._cleanup.close()
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of `composefsctl` on this bus."""
+        return [str(BIN / "composefsctl"), f"--bus={self.address}", *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run composefsctl, and keep what it says."""
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, check=False)
+
+    def ask(self, *arguments: str) -> Any:  # JSON
+        """What composefsctl answers with `--json`.  Raises StageError with what it said if it fails."""
+        done = self.run("--json", *arguments)
+        if done.returncode != 0:
+            raise StageError(f"composefsctl {' '.join(arguments)} ends with {done.returncode}: {done.stderr}")
+        return json.loads(done.stdout)
+
+    def digests(self, image: str) -> dict[str, str]:
+        """The composefs images of an OCI image by kind, in bare hexadecimal."""
+        return {entry["kind"]: entry["digest"].rpartition(":")[2] for entry in self.ask("inspect", image)["digests"]}
+
+    def image_path(self, digest: str) -> Path:
+        """The file of a composefs image."""
+        return self.repository / "images" / digest
+
+
+@contextmanager
+def _ready_socket(path: Path) -> Iterator[socket.socket]:
+    """The socket that the daemon tells its readiness on, as sd_notify(3) describes it."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind(str(path))
+        ready.settimeout(0.1)
+        yield ready
+
+
+def _received(ready: socket.socket) -> bytes:
+    try:
+        return ready.recv(4096)
+    except TimeoutError:
+        return b""
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    found: Sequence[str] = ()
+    try:
+        found = [
+            text for task in Path(f"/proc/{pid}/task").iterdir() for text in (task / "children").read_text().split()
+        ]
+    except FileNotFoundError:  # ended meanwhile
+        return []
+    return [int(text) for text in found]
