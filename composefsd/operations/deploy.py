@@ -16,7 +16,7 @@ from composefsd.deploy.plan import Plan
 from composefsd.deploy.state import Deployment
 from composefsd.digests import OciDigest
 from composefsd.errors import ComposefsdError, EspNotFoundError, NoSuchDeploymentError, NotBootableError
-from composefsd.oci.storage import ComposefsImage, ImageKind, load_image, manifest_stream
+from composefsd.oci.storage import ImageKind, load_image, manifest_stream
 from composefsd.operations.deployment_order import DEPLOYMENT_TAG, BootImageFact, DeploymentOrder
 from composefsd.operations.generate import compute_digest, generate
 from composefsd.operations.host import Host
@@ -96,6 +96,8 @@ async def recover(host: Host) -> tuple[str, ...]:
         args = _places(host)
     except EspNotFoundError:  # nothing was ever written then
         return ()
+    if not host.settings.sysroot.is_dir():
+        return ()
     try:
         async with host.writing() as repository, worker(DEPLOYER, sandboxed=False) as deployer:
             answer = await deployer.call("recover", args)
@@ -129,9 +131,9 @@ async def _order(
         names = sorted(tag for tag, stream in repository.tags().items() if stream == manifest_stream(image))
     found = [one for one in held if one.stored]
     if not found and facts.bootable:
-        found = [
-            _fact(one, stored=make_boot_image) for one in await _boot_image(host, image, progress, make_boot_image)
-        ]
+        make = generate if make_boot_image else compute_digest  # a plan takes it as made: the deploy makes it first
+        made = await make(host, image, _BOOT, progress)
+        found = [BootImageFact(one.digest, one.format, stored=True) for one in made]
     if not found:
         raise NotBootableError("\n".join(facts.reasons))
     return DeploymentOrder(
@@ -144,19 +146,6 @@ async def _order(
     )
 
 
-async def _boot_image(
-    host: Host,
-    image: OciDigest,
-    progress: Progress,
-    make: bool,  # noqa: FBT001
-) -> tuple[ComposefsImage, ...]:
-    return await (generate if make else compute_digest)(host, image, _BOOT, progress)
-
-
-def _fact(image: ComposefsImage, *, stored: bool) -> BootImageFact:
-    return BootImageFact(image.digest, image.format, stored)
-
-
 def _plan(host: Host, order: DeploymentOrder) -> Plan:
     with room.Places.open(host.settings.sysroot, partitions(host)) as places:
         return room.plan_deploy(places, order.for_room())
@@ -166,6 +155,8 @@ def _listed(host: Host) -> list[Deployment]:
     try:
         found = partitions(host)
     except EspNotFoundError:
+        return []
+    if not host.settings.sysroot.is_dir():
         return []
     with room.Places.open(host.settings.sysroot, found) as places:
         return list(room.list_deployments(places, booted_digest(host.settings.sysroot)).deployments)

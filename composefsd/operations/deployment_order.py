@@ -118,7 +118,7 @@ class DeploymentOrder:
 
     def _uki(self, fact: BootFact) -> Uki:
         addons = (
-            Addon(addon.path.rpartition("/")[2], _content(addon.files[0]))
+            Addon(addon.path.rpartition("/")[2], _content(addon.files[0]), " ".join(addon.command_lines))
             for addon in self._usable(ResourceType.ADDON)
             if addon.path.startswith(f"{fact.path}.extra.d/")
         )

@@ -232,6 +232,11 @@ class Repository:
         self._require_linkable(digest)
         streams.put(self.fd, name, digest)
 
+    def unlink_stream(self, name: str) -> bool:
+        """Take the name from a splitstream; False if there was none.  Raises InvalidNameError."""
+        self.require_writable()
+        return links.remove(self.fd, streams.path(name))
+
     # Images
 
     def image_ids(self) -> list[bytes]:
