@@ -1,6 +1,7 @@
 """Pulling: what arrives, what is not read again, and what is refused without leaving a trace."""
 
 import asyncio
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -176,8 +177,6 @@ def longer_than_told(layout: Layout) -> None:
 
 
 def a_fifo_as_blob(layout: Layout) -> None:
-    import os
-
     image = layout.add_image("os", [tar_layer(BASE)])
     path = layout.blob_path(image.layers[0].blob.digest)
     path.unlink()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,8 +198,6 @@ def test_wherever_a_commit_stops_what_was_named_stays_whole(
     tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second commit rewrites the config that the first one's manifest names: the worst case there is."""
-    import shutil
-
     commit(repository, 0, "first", ONE)
     shutil.copytree(repository.path, tmp_path / "probe", symlinks=True)
     count = writes_of(tmp_path / "probe", monkeypatch)
