@@ -376,8 +376,8 @@ def _is_blank(line: bytes) -> bool:
 def parse(source: BinaryIO, algorithm: Algorithm) -> Tree:
     """Read a dump into a frozen tree.
 
-    Raises FormatError for what composefs-rs would not parse or not write as an image, and LimitExceededError beyond
-    its bounds or ours; facts tell the line, counted from 1.
+    Raises FormatError for what composefs-rs would not parse or, files that lost all their names, not write as an
+    image, and LimitExceededError beyond its bounds or ours; facts tell the line, counted from 1.
     """
     reader = _Reader(algorithm)
     try:

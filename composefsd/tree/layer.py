@@ -137,7 +137,11 @@ class LayerTable:
 
     @classmethod
     def parse(cls, data: bytes | memoryview) -> Self:
-        """Read what `serialize` wrote.  Raises FormatError for anything that no parser of a tar could have made."""
+        """Read what `serialize` wrote.
+
+        Raises FormatError for anything that the parser of tars could not have made, and LimitExceededError for more
+        extended attributes than it would have taken.
+        """
         view = memoryview(data).cast("B")
         if len(view) < _COUNTS.size:
             raise FormatError("layer table is cut short", offset=len(view))

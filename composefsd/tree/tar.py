@@ -11,22 +11,13 @@ malformed PAX records, single zero blocks, numbers that are negative or too larg
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from struct import Struct
 from typing import Final, Protocol, TypeVar
 from zlib import adler32
 
 from composefsd.errors import FormatError, LimitExceededError
-from composefsd.tree.layer import (
-    HARDLINK,
-    INLINE_BYTES,
-    MAX_PATH_BYTES,
-    MAX_SIZE_BYTES,
-    MAX_XATTR_NAME_BYTES,
-    MAX_XATTR_VALUE_BYTES,
-    LayerTable,
-    Row,
-)
+from composefsd.tree.layer import HARDLINK, INLINE_BYTES, MAX_SIZE_BYTES, LayerTable, Row
+from composefsd.tree.pax import EXTENSIONS, Entry, apply_extensions
 from composefsd.tree.table import Kind
 
 BLOCK_BYTES: Final = 512
@@ -138,16 +129,6 @@ def _check_signed_sum(block: bytes, found: int, expected: int) -> None:
         raise FormatError(f"the header's checksum is wrong by {found - expected}")
 
 
-def _parse_decimal(value: bytes) -> int:
-    """A number of a PAX record: decimal digits of at most 64 bits."""
-    if len(value) < 20 and value.isdigit():
-        return int(value)
-    digits = value.lstrip(b"+0") or b"0"
-    if not _DECIMAL.fullmatch(value) or len(digits) > 20 or int(digits) >> 64:
-        raise FormatError(f"{value[:24]!r} in a PAX record is no number of 64 bits")
-    return int(digits)
-
-
 _Value = TypeVar("_Value")
 
 
@@ -163,131 +144,6 @@ class _Memory(dict[bytes, _Value]):
         if len(self) < _MEMORY:
             self[field] = value
         return value
-
-
-# Extensions
-
-
-_EXTENSIONS: Final = (b"x", b"L", b"K")
-"""Types of headers that belong to the entry behind them: PAX records, GNU's long name and long link target."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    """What extensions can change of an entry, as its header has it at first."""
-
-    path: bytes
-    link: bytes
-    size: int
-    uid: int
-    gid: int
-    mtime: int
-    nsec: int | None = None
-    xattrs: dict[bytes, bytes] | None = None
-
-
-def _set_path(entry: _Entry, value: bytes) -> None:
-    entry.path = value
-
-
-def _set_link(entry: _Entry, value: bytes) -> None:
-    entry.link = value
-
-
-def _set_size(entry: _Entry, value: bytes) -> None:
-    entry.size = _parse_decimal(value)
-
-
-def _set_uid(entry: _Entry, value: bytes) -> None:
-    entry.uid = _parse_decimal(value) & _MASK
-
-
-def _set_gid(entry: _Entry, value: bytes) -> None:
-    entry.gid = _parse_decimal(value) & _MASK
-
-
-def _set_time(entry: _Entry, value: bytes) -> None:
-    """Seconds, and up to nine digits behind a dot; if those are no number they count as nothing, as upstream."""
-    if not value.isascii():
-        raise FormatError("the PAX record mtime is not ASCII")
-    seconds, _, fraction = value.partition(b".")
-    entry.mtime = _parse_decimal(seconds)
-    if entry.nsec is None:  # composefs-rs takes seconds from the last record of that key, and these from the first
-        digits = fraction[:9]
-        entry.nsec = int(digits.ljust(9, b"0")) if digits.isdigit() else _parse_odd_fraction(digits)
-
-
-def _parse_odd_fraction(digits: bytes) -> int:
-    """Number parsers of Rust accept a plus sign, and composefs-rs then counts it as one of the digits."""
-    return int(digits) * 10 ** (9 - len(digits)) if _DECIMAL.fullmatch(digits) else 0
-
-
-_SETTERS: Final[dict[bytes, Callable[[_Entry, bytes], None]]] = {
-    b"path": _set_path, b"linkpath": _set_link, b"size": _set_size, b"uid": _set_uid, b"gid": _set_gid,
-    b"mtime": _set_time,
-}  # fmt: skip
-_IGNORED: Final = frozenset((b"atime", b"ctime", b"uname", b"gname"))
-
-
-def _set_other(entry: _Entry, key: bytes, value: bytes) -> None:
-    if key.startswith(b"SCHILY.xattr."):
-        _set_xattr(entry, key[13:], value)
-    elif key.startswith(b"GNU.sparse."):
-        raise FormatError("sparse files are not supported")
-    try:
-        key.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError("the key of a PAX record is not UTF-8") from error
-
-
-def _set_xattr(entry: _Entry, name: bytes, value: bytes) -> None:
-    if len(name) > MAX_XATTR_NAME_BYTES or len(value) > MAX_XATTR_VALUE_BYTES:
-        raise LimitExceededError(f"an extended attribute has {len(name)} bytes of name and {len(value)} of value")
-    if b"\0" in name:
-        raise FormatError("the name of an extended attribute has a NUL")
-    if entry.xattrs is None:
-        entry.xattrs = {}
-    entry.xattrs[name] = value
-
-
-def _apply_records(entry: _Entry, data: bytes) -> None:
-    """PAX records are `LENGTH KEY=VALUE` and a newline, where the length counts the whole record."""
-    lines = data.split(b"\n")  # most records are a line; values may have newlines, though
-    if lines.pop():
-        raise FormatError("the last PAX record is cut short")
-    at = end = 0
-    for line in lines:
-        start, at = at, at + len(line) + 1
-        if start < end:
-            continue
-        digits, _, record = line.partition(b" ")
-        if not digits.isdigit() or len(digits) > 9:
-            raise FormatError("a PAX record has no length")
-        end = start + int(digits)
-        if end != at:
-            record = data[start + len(digits) + 1 : end - 1]
-            if end < at or data[end - 1 : end] != b"\n":
-                raise FormatError("a PAX record has another length than it says")
-        key, equals, value = record.partition(b"=")
-        if not equals:
-            raise FormatError("a PAX record has no value")
-        if setter := _SETTERS.get(key):
-            setter(entry, value)
-        elif key not in _IGNORED:
-            _set_other(entry, key, value)
-
-
-def _apply(extensions: dict[bytes, bytes], entry: _Entry) -> None:
-    """Change what the extensions say: PAX records win over GNU's long names, and those over the header."""
-    entry.path = extensions.get(b"L", entry.path)
-    entry.link = extensions.get(b"K", entry.link)
-    if pax := extensions.get(b"x"):
-        _apply_records(entry, pax)
-    longest = max(len(entry.path), len(entry.link))
-    if longest > MAX_PATH_BYTES:
-        raise LimitExceededError(f"a path or link target of {longest} bytes; {MAX_PATH_BYTES} are allowed")
-    if b"\0" in entry.path or b"\0" in entry.link:
-        raise FormatError("a path or link target has a NUL")
 
 
 # The archive
@@ -348,7 +204,7 @@ class _Parser:
     def _read_extension(self, fields: tuple[bytes, ...]) -> int:
         """Read a header that is no file; answers with the size of its content."""
         typeflag, is_extended, size = fields[5], fields[7] in _EXTENDED, self._numbers[fields[2]]
-        if typeflag in _EXTENSIONS and is_extended:
+        if typeflag in EXTENSIONS and is_extended:
             self._keep_extension(typeflag, size)
         elif typeflag == b"g":
             self._forget_extensions()  # composefs-rs reports global headers, and loses the local ones before them
@@ -388,7 +244,7 @@ class _Parser:
         mode, uid, gid = self._owners[owner]
         size, mtime, nsec, xattrs = self._numbers[size_field], self._numbers[mtime_field], 0, 0
         if self._extensions:
-            path, link, size, uid, gid, mtime, nsec, xattrs = self._extend(_Entry(path, link, size, uid, gid, mtime))
+            path, link, size, uid, gid, mtime, nsec, xattrs = self._extend(Entry(path, link, size, uid, gid, mtime))
         if not path or mtime >> 63 or size > MAX_SIZE_BYTES:
             raise FormatError("an entry without a path, or whose time or size has more than 63 bits")
         rdev = self._devices[device] if magic in _EXTENDED else None  # in any kind of entry these have to be octal
@@ -399,9 +255,9 @@ class _Parser:
             self._rows.clear()
         return size
 
-    def _extend(self, entry: _Entry) -> tuple[bytes, bytes, int, int, int, int, int, int]:
+    def _extend(self, entry: Entry) -> tuple[bytes, bytes, int, int, int, int, int, int]:
         """What the extension headers make of the header's fields."""
-        _apply(self._extensions, entry)
+        apply_extensions(self._extensions, entry)
         self._forget_extensions()
         xattrs = self._table.intern(tuple(sorted(entry.xattrs.items()))) if entry.xattrs else 0
         return entry.path, entry.link, entry.size, entry.uid, entry.gid, entry.mtime, entry.nsec or 0, xattrs
