@@ -178,6 +178,10 @@ def test_a_uki_that_does_not_boot_this_image_is_refused(lines: tuple[str, ...], 
     assert expected in reasons(request(uki(*lines)))
 
 
+def test_a_uki_without_a_command_line_is_refused() -> None:
+    assert "names no composefs image" in reasons(request(replace(uki(), command_lines=())))
+
+
 def test_a_uki_that_names_only_a_format_that_is_not_stored_is_refused() -> None:
     images = (BootImage(V1, 1), BootImage(V2, 2, stored=False))
     assert "does not hold" in reasons(request(uki(line(V2, None)), images=images))
