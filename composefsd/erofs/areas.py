@@ -8,100 +8,23 @@ areas refer to them by their offset.
 
 from array import array
 from binascii import hexlify
-from collections import Counter
 from collections.abc import Iterator
-from enum import IntEnum
 from typing import Final, NamedTuple
 
 from composefsd.erofs import xattrs
+from composefsd.erofs.flavors import REDIRECTED, SHARED_REDIRECT, VERIFIED, Flavor, SharedObjects, flavors_of
 from composefsd.erofs.format import BLOCK_BYTES, XATTR_AREA, XATTR_ENTRY, FormatVersion
 from composefsd.erofs.numbering import Numbering, stub_xattrs
 from composefsd.erofs.xattrs import METACOPY, OPAQUE, REDIRECT, Xattr
 from composefsd.errors import FormatError
-from composefsd.tree.table import Kind
 
 Template = tuple[bytes, ...]
 """An area without the parts that differ from file to file: what is before, between and behind them."""
 
-_MAX_REFERENCES: Final = 0xFF
-_MAX_AREA_BYTES: Final = XATTR_AREA.size + 4 * (0xFFFF - 1)
-
-
-class Flavor(IntEnum):
-    """What an inode has beside its own attributes."""
-
-    PLAIN = 0
-    SPARSE = 1
-    UNVERIFIED = 2
-    UNVERIFIED_SHARED = 3  # its object is another file's, too, so the redirect is shared
-    EXTERNAL = 4
-    EXTERNAL_REDIRECT = 5  # its object is another file's, too, but that one is unverified
-    EXTERNAL_SHARED = 6
-    WHITEOUT = 7
-    WITH_WHITEOUTS = 8
-    ROOT = 9
-    ROOT_WITH_WHITEOUTS = 10
-    STUB = 11
-
-
 _FLAVORS: Final = len(Flavor)
 _EXTERNAL_ALONE: Final = int(Flavor.EXTERNAL)
-_OF_KIND: Final = bytes(
-    {Kind.SPARSE: Flavor.SPARSE, Kind.UNVERIFIED: Flavor.UNVERIFIED, Kind.EXTERNAL: Flavor.EXTERNAL}.get(kind, 0)
-    for kind in Kind
-)
-_VERIFIED: Final = (Flavor.EXTERNAL, Flavor.EXTERNAL_REDIRECT, Flavor.EXTERNAL_SHARED)
-_REDIRECTED: Final = (*_VERIFIED, Flavor.UNVERIFIED, Flavor.UNVERIFIED_SHARED)
-_SHARED_REDIRECT: Final = (Flavor.EXTERNAL_REDIRECT, Flavor.EXTERNAL_SHARED, Flavor.UNVERIFIED_SHARED)
-
-
-class SharedObjects:
-    """Which objects several inodes have, found without keeping the digest of every file.
-
-    metacopies and redirects count the inodes by digest; flavors has those inodes only whose redirect is shared.
-    """
-
-    def __init__(self, numbering: Numbering) -> None:
-        self._tree = numbering.tree
-        self.metacopies: Counter[bytes] = Counter()
-        self.redirects: Counter[bytes] = Counter()
-        self.flavors: dict[int, Flavor] = {}
-        candidates = self._candidates(numbering.source)
-        for inode in candidates:
-            digest = self._tree.digest(inode)
-            self.redirects[digest] += 1
-            self.metacopies[digest] += self._tree.kind[inode] == Kind.EXTERNAL
-        for inode in candidates:
-            digest = self._tree.digest(inode)
-            if self.redirects[digest] > 1:
-                self.flavors[inode] = self._flavor(inode, digest)
-
-    def _candidates(self, source: "array[int]") -> "array[int]":
-        """Inodes whose digest starts like another's; the few that only look alike are sorted out later."""
-        kind, payload, words_each = self._tree.kind, self._tree.payload, self._tree.algorithm.digest_bytes // 4
-        with_object = (int(Kind.EXTERNAL), int(Kind.UNVERIFIED))
-        external = array("I", (inode for inode in source if kind[inode] in with_object))
-        mask = (1 << (8 * len(external)).bit_length()) - 1
-        seen = bytearray(mask + 1)
-        with memoryview(self._tree.digests) as digests, digests.cast("I") as words:
-            for inode in external:
-                slot = words[payload[inode] * words_each] & mask
-                seen[slot] = 2 if seen[slot] else 1
-            return array("I", (inode for inode in external if seen[words[payload[inode] * words_each] & mask] > 1))
-
-    def _flavor(self, inode: int, digest: bytes) -> Flavor:
-        if self._tree.kind[inode] == Kind.UNVERIFIED:
-            return Flavor.UNVERIFIED_SHARED
-        return Flavor.EXTERNAL_SHARED if self.metacopies[digest] > 1 else Flavor.EXTERNAL_REDIRECT
-
-    def shared(self) -> Iterator[Xattr]:
-        """The attributes that more than one inode has."""
-        head = xattrs.metacopy_head(self._tree.algorithm)
-        for digest, count in self.redirects.items():
-            if count > 1:
-                yield REDIRECT, xattrs.redirect_path(digest)
-            if self.metacopies[digest] > 1:
-                yield METACOPY, head + digest
+_MAX_REFERENCES: Final = 0xFF
+_MAX_AREA_BYTES: Final = XATTR_AREA.size + 4 * (0xFFFF - 1)
 
 
 class _Name(NamedTuple):
@@ -148,7 +71,7 @@ class Areas:
         self._keys = array("Q")  # of each recipe: xattr set * _FLAVORS + flavor
         self._users = array("I")
         objects = SharedObjects(numbering)
-        self._assign(numbering, self._flavors(numbering, objects))
+        self._assign(numbering, flavors_of(numbering, objects))
         self.has_acl = False
         self._offsets, self.table_bytes = self._share(objects)
         self.area_bytes = array("I", map(self._measure, range(len(self._keys))))
@@ -157,22 +80,6 @@ class Areas:
         self.known: list[bytes | None] = [None] * len(self._keys)
 
     # Who has which recipe
-
-    def _flavors(self, numbering: Numbering, objects: SharedObjects) -> bytearray:
-        """The flavor of every inode of the image."""
-        kind = self._tree.kind
-        flavors = bytearray(_OF_KIND[kind[inode]] for inode in numbering.source)
-        for inode, flavor in objects.flavors.items():
-            flavors[numbering.index[inode]] = flavor
-        for index in numbering.stubs.values():
-            flavors[index] = Flavor.STUB
-        if self._c_compatible:
-            flavors[0] = Flavor.ROOT
-        for index in numbering.whiteouts:
-            parent = numbering.parent[index]
-            flavors[index] = Flavor.WHITEOUT
-            flavors[parent] = Flavor.WITH_WHITEOUTS if parent else Flavor.ROOT_WITH_WHITEOUTS
-        return flavors
 
     def _assign(self, numbering: Numbering, flavors: bytearray) -> None:
         recipes: dict[int, int] = {}
@@ -201,13 +108,13 @@ class Areas:
     def _overlay_items(self, flavor: Flavor) -> Iterator[_Item]:
         """What tells overlayfs where the content is."""
         digest = bytes(self._tree.algorithm.digest_bytes)
-        if flavor in _VERIFIED:
+        if flavor in VERIFIED:
             shared = flavor == Flavor.EXTERNAL_SHARED
             yield _Item(METACOPY, self._metacopy_head + digest, len(digest), shared)
-        elif flavor in _REDIRECTED or flavor == Flavor.SPARSE:
+        elif flavor in REDIRECTED or flavor == Flavor.SPARSE:
             yield _Item(METACOPY, b"")
-        if flavor in _REDIRECTED:
-            shared = flavor in _SHARED_REDIRECT
+        if flavor in REDIRECTED:
+            shared = flavor in SHARED_REDIRECT
             yield _Item(REDIRECT, xattrs.redirect_path(digest), 2 * len(digest) + 1, shared)
 
     def _marks(self, flavor: Flavor) -> Iterator[Xattr]:

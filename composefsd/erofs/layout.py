@@ -189,7 +189,8 @@ class Layout:
     def _fits_compact(self, inode: int, size: int, links: int) -> bool:
         tree = self.tree
         return (
-            (tree.mtime[inode], tree.nsec[inode]) == self._oldest
+            tree.mtime[inode] == self._oldest[0]
+            and tree.nsec[inode] == self._oldest[1]
             and (tree.uid[inode] | tree.gid[inode] | links) <= 0xFFFF
             and size <= 0xFFFF_FFFF
         )
@@ -206,6 +207,7 @@ class Layout:
             self.numbering.file_type,
             strict=True,
         )
+        measures, add_slot, add_format = self._measures, self.slot.append, self.format.append
         oldest = self._oldest[0] if self._c_compatible else None  # else no inode is compact
         pad = _pad if self._c_compatible else _pad_v2
         at = HEAD_BYTES
@@ -213,7 +215,7 @@ class Layout:
             if inode == ROOT and index:
                 content, links = _EMPTY, 1
             else:
-                content = self._measures[kind](index, inode)
+                content = measures[kind](index, inode)
             if mtime == oldest and self._fits_compact(inode, content[0], links):
                 head, extended = COMPACT.size + area_bytes, 0
             else:
@@ -222,8 +224,8 @@ class Layout:
             # What lies within one block stays where it is: nearly everything.
             if content[1] or at + head + content[2] >> BLOCK_BITS != at >> BLOCK_BITS:
                 at = pad(file_type, at, head, content)
-            self.slot.append(at // SLOT_BYTES)
-            self.format.append(content[3] | extended)
+            add_slot(at // SLOT_BYTES)
+            add_format(content[3] | extended)
             if content[1]:
                 self._block_counts[index] = content[1]
             at += head + content[2]

@@ -16,21 +16,17 @@ from composefsd.erofs.xattrs import SELINUX
 from composefsd.errors import FormatError
 from composefsd.tree.table import NONE, ROOT, Kind, Tree
 
-FILE_TYPE: Final[tuple[FileType, ...]] = (
-    FileType.DIRECTORY, FileType.REGULAR, FileType.REGULAR, FileType.REGULAR, FileType.REGULAR, FileType.SYMLINK,
-    FileType.CHAR, FileType.BLOCK, FileType.FIFO, FileType.SOCKET,
-)  # fmt: skip
-"""Of each Kind."""
-
 STUB_NAMES: Final = tuple(b"%02x" % number for number in range(256))
 STUB_MODE: Final = 0o644
 
 _STUB_SET: Final = frozenset(STUB_NAMES)
-
-
 _DIRECTORY: Final = int(Kind.DIRECTORY)  # loops over all files compare with these: members of enums are slow to get
 _CHAR: Final = int(Kind.CHAR)
 _TYPE_DIRECTORY: Final = int(FileType.DIRECTORY)
+_TYPE_OF_KIND: Final = bytes((
+    FileType.DIRECTORY, FileType.REGULAR, FileType.REGULAR, FileType.REGULAR, FileType.REGULAR, FileType.SYMLINK,
+    FileType.CHAR, FileType.BLOCK, FileType.FIFO, FileType.SOCKET,
+))  # fmt: skip
 
 
 def stub_xattrs(tree: Tree) -> tuple[tuple[bytes, bytes], ...]:
@@ -80,12 +76,11 @@ class Numbering:
         else:
             self._number_depth_first()
 
-    def _add(self, inode: int, parent: int) -> int:
-        index = self.index[inode] = len(self.source)
+    def _add(self, inode: int, parent: int) -> None:
+        self.index[inode] = len(self.source)
         self.source.append(inode)
         self.parent.append(parent)
-        self.file_type.append(FILE_TYPE[self.tree.kind[inode]])
-        return index
+        self.file_type.append(_TYPE_OF_KIND[self.tree.kind[inode]])
 
     def _count(self, directory: int, inode: int) -> None:
         """One more name for an inode."""
@@ -103,10 +98,6 @@ class Numbering:
         """Whether an inode of the tree is a character device with number 0:0."""
         return self.tree.kind[inode] == _CHAR and not self.tree.size[inode]
 
-    def is_stub(self, index: int) -> bool:
-        """Whether an inode of the image was added by us."""
-        return index > 0 and self.source[index] == ROOT
-
     def _number_depth_first(self) -> None:
         for directory, inode in _walk(self.tree):
             self._count(directory, inode)
@@ -116,7 +107,7 @@ class Numbering:
     def _number_breadth_first(self) -> None:
         home = self._find_homes()
         self._number_root(home)
-        source, child, numbers = self.source, self.tree.child, self.index
+        source, kind, child, numbers = self.source, self.tree.kind, self.tree.child, self.index
         for index, file_type in enumerate(self.file_type):  # which grows as we go
             if file_type == _TYPE_DIRECTORY and index:
                 directory = source[index]
@@ -124,7 +115,7 @@ class Numbering:
                     inode = child[entry]
                     if home[inode] == directory and numbers[inode] == NONE:
                         self._add(inode, index)
-                        if self.is_whiteout(inode):
+                        if kind[inode] == _CHAR and self.is_whiteout(inode):
                             self._escape(inode)
 
     def _find_homes(self) -> "array[int]":
@@ -195,5 +186,5 @@ class Numbering:
 
     def path(self, inode: int) -> str:
         """The first path of an inode of the tree, for messages."""
-        paths = (path for path, _entry, found in self.tree.walk() if found == inode)
+        paths = (path for path, _, found in self.tree.walk() if found == inode)
         return next(paths, b"/").decode(errors="backslashreplace")

@@ -144,6 +144,8 @@ class _Emitter:
 
     def _directory(self, index: int, _inode: int) -> tuple[int, int, bytes]:
         groups = self._layout.groups.get(index, ())
+        if groups and not self._layout.format[index] & DataLayout.INLINE:
+            return len(groups) * BLOCK_BYTES, self._layout.first_block[index], b""
         names, indexes = self._numbering.listing(index)
         start = sum(groups)
         tail = self._group(names[start:], indexes[start:])

@@ -7,7 +7,16 @@ import pytest
 from composefsd.erofs.format import COMPACT, EXTENDED, HEAD_BYTES, FormatVersion, Head, chunk_bits
 from composefsd.errors import FormatError
 
-HEAD = Head(FormatVersion.V1, True, 36, 257, 1234567890, 999, 4, 2)  # noqa: FBT003
+HEAD = Head(
+    version=FormatVersion.V1,
+    has_acl=True,
+    root_nid=36,
+    inodes=257,
+    build_time=1234567890,
+    build_nsec=999,
+    blocks=4,
+    xattr_block=2,
+)
 
 
 def patched(offset: int, value: int) -> bytes:
