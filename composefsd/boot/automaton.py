@@ -14,7 +14,7 @@ nodes of lower rules are dropped, and most of a tree is labelled in states of ve
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,8 +27,8 @@ LETTERS: Final = b"-dlcbps"
 
 NO_RULE: Final = -1
 
-_RULE_SIZE_LIMIT: Final = 100_000  # nodes; a rule of Debian's policy has at most 400
-_SIZE_LIMIT: Final = 4_000_000
+_RULE_SIZE_LIMIT: Final = 100_000  # nodes
+_SIZE_LIMIT: Final = 1_000_000  # all rules of Debian's policy have 130,000
 _WEIGHT_LIMIT: Final = 1_500_000  # nodes and transitions in all states, at less than 100 bytes each
 _STATE_WEIGHT: Final = 10  # of a state without either
 _START: Final = -1  # the byte before the first
@@ -88,7 +88,6 @@ class _Nodes:
         self.looks: dict[int, Look] = {}
         self.ends: dict[int, int | None] = {}
         self.loops: set[int] = set()
-        self._closures: dict[int, tuple[int, ...]] = {}
 
     def _add(self, rule: int, moves: int, after: int) -> int:
         self.rule.append(rule)
@@ -151,23 +150,24 @@ class _Nodes:
             self.loops.add(first)  # `.*` at the end: from here on, the rule matches whatever comes
         return fork
 
-    def closure(self, node: int) -> tuple[int, ...]:
-        """The nodes behind the splits that start at a node."""
-        known = self._closures.get(node)
-        if known is None:
-            known = self._closures[node] = tuple(self._behind_splits(node))
-        return known
-
-    def _behind_splits(self, node: int) -> Iterator[int]:
-        pending, seen = [node], {node}
+    def reach(self, starts: Iterable[int], between: tuple[int, int] | None = None) -> set[int]:
+        """The nodes at some places and behind the splits there; given two bytes, also behind conditions that hold."""
+        forks, looks, out = self.forks, self.looks, set[int]()
+        pending = list(starts)
+        seen = set(pending)
         while pending:
             node = pending.pop()
-            if node in self.forks:
-                new = [way for way in self.forks[node] if way not in seen]
-                seen.update(new)
-                pending += new
-            else:
-                yield node
+            ways = forks.get(node)
+            if ways is None:
+                out.add(node)
+                if between is None or node not in looks or not _holds(looks[node], *between):
+                    continue
+                ways = (self.after[node],)
+            for way in ways:
+                if way not in seen:
+                    seen.add(way)
+                    pending.append(way)
+        return out
 
 
 class State(dict[int, "State"]):
@@ -177,13 +177,14 @@ class State(dict[int, "State"]):
     follow: every subject that goes on from here has the rules of `beyond`.
     """
 
-    __slots__ = ("_automaton", "before", "depth", "high", "low", "nodes", "rules", "settled")
+    __slots__ = ("_automaton", "before", "depth", "high", "known", "low", "nodes", "rules", "settled")
 
     def __init__(self, automaton: "Automaton", key: "_Key", rules: tuple[int, ...], *, settled: bool) -> None:
         self._automaton = automaton
         self.low, self.high, self.depth, self.before, self.nodes, _ = key
         self.rules = rules
         self.settled = settled
+        self.known: dict[tuple[int, ...], State] = {}
 
     def __missing__(self, byte: int) -> "State":
         state = self[byte] = self._automaton.step(self, byte)
@@ -240,26 +241,22 @@ class Automaton:
     def step(self, state: State, byte: int) -> State:
         """The state after one more byte."""
         self._spend(1)
-        nodes, reached = self._nodes, set[int]()
-        for node in self._resolved(state.nodes, state.before, byte):
-            if nodes.moves[node] >> byte & 1:
-                reached.update(nodes.closure(nodes.after[node]))
+        moves = self._nodes.moves
+        moved = tuple(node for node in self._resolved(state.nodes, state.before, byte) if moves[node] >> byte & 1)
         low, high = self._narrowed(state, byte)
-        return self._state(low, high, state.depth + 1, byte, reached)
+        if low < high or self._nodes.looks:
+            return self._state(low, high, state.depth + 1, byte, moved)
+        # Most bytes mean the same to a state: they move the same nodes, and end all plain prefixes.
+        known = state.known.get(moved)
+        if known is None:
+            known = state.known[moved] = self._state(low, high, state.depth + 1, byte, moved)
+        return known
 
-    def _resolved(self, given: Iterable[int], before: int, after: int) -> Iterable[int]:
+    def _resolved(self, given: frozenset[int], before: int, after: int) -> Iterable[int]:
         """The nodes, and those behind each condition that holds between the two bytes."""
-        nodes = self._nodes
-        if not nodes.looks or nodes.looks.keys().isdisjoint(given):
+        if self._nodes.looks.keys().isdisjoint(given):
             return given
-        seen, pending = set(given), [node for node in given if node in nodes.looks]
-        while pending:
-            node = pending.pop()
-            if _holds(nodes.looks[node], before, after):
-                new = [other for other in nodes.closure(nodes.after[node]) if other not in seen]
-                seen.update(new)
-                pending += [other for other in new if other in nodes.looks]
-        return seen
+        return self._nodes.reach(given, (before, after))
 
     def _narrowed(self, state: State, byte: int) -> tuple[int, int]:
         """The slice of the prefixes that go on with `byte`."""
@@ -271,12 +268,13 @@ class Automaton:
         last = high if byte == 0xFF else bisect_left(self._prefixes, start + bytes([byte + 1]), first, high)
         return (first, last) if first < last else (0, 0)
 
-    def _state(self, low: int, high: int, depth: int, before: int, reached: Iterable[int]) -> State:
-        nodes = set(reached)
+    def _state(self, low: int, high: int, depth: int, before: int, moved: Iterable[int]) -> State:
+        """The state behind the nodes that moved, in the slice of prefixes that is left."""
+        places = [self._nodes.after[node] for node in moved]
         while low < high and len(self._prefixes[low]) == depth:
-            nodes.update(self._nodes.closure(self._entry(self._numbers[low])))
+            places.append(self._entry(self._numbers[low]))
             low += 1
-        return self._interned(low, high, depth, before, nodes)
+        return self._interned(low, high, depth, before, self._nodes.reach(places))
 
     def _entry(self, number: int) -> int:
         if number not in self._entries:
@@ -342,6 +340,7 @@ class Automaton:
         if self._weight > _WEIGHT_LIMIT:
             for state in self._states.values():
                 state.clear()
+                state.known.clear()
             self._states.clear()
             self._weight = weight
 

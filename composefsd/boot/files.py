@@ -79,9 +79,9 @@ def find_file(tree: Tree, directory: int, name: bytes) -> int | None:
 def get_file(tree: Tree, path: bytes) -> int:
     """The inode of the regular file at a path from the root.  Raises NotBootableError if there is none."""
     names = list(components(path))
-    if not names or names[-1] in _NO_NAMES:
-        raise NotBootableError(f"{text(path)!r} names no file")
-    inode = find_file(tree, get_directory(tree, b"/".join(names[:-1])), names[-1])
+    if not names or any(name in _NO_NAMES for name in names):
+        raise NotBootableError(f"{text(path)!r} names no file of an image")
+    inode = find_file(tree, get_directory(tree, b"/" + b"/".join(names[:-1])), names[-1])
     if inode is None:
         raise NotBootableError(f"the image has no file {text(path)}")
     return inode

@@ -12,15 +12,20 @@ used in a process with a time limit.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Self
+from io import BytesIO
+from itertools import islice
+from typing import Final, Self, TypeVar
 
 from composefsd.boot import pcre, regexp
 from composefsd.boot.automaton import LETTERS, NO_RULE, Automaton, Rule
 from composefsd.boot.files import WHITE_SPACE, ObjectReader, find_directory, find_file, get_directory, read_file
 from composefsd.errors import FormatError, LimitExceededError, NotBootableError
 from composefsd.tree.table import Kind, Tree
+
+T = TypeVar("T")
 
 XATTR: Final = b"security.selinux"
 
@@ -29,8 +34,8 @@ _DIRECTORY: Final = b"etc/selinux"
 _RULE_FILES: Final = ("file_contexts", "file_contexts.local", "file_contexts.homedirs")
 _ALIAS_FILES: Final = ("file_contexts.subs", "file_contexts.subs_dist")
 
-_FILE_LIMIT: Final = 16 * 1024 * 1024
-_RULE_LIMIT: Final = 200_000
+_FILE_LIMIT: Final = 2 * 1024 * 1024  # Fedora's largest has 400 KiB
+_RULE_LIMIT: Final = 100_000
 _WORD_LIMIT: Final = 4096  # PATH_MAX, and the page that the kernel allows for a context
 _NO_LABEL: Final = "<<none>>"
 
@@ -60,15 +65,15 @@ class Policy:
 
     contexts has a label, or None, for each rule.  Rules that the automaton cannot hold are in `exceptions`, by
     number, the highest first; their patterns match a path with the letter of its type behind.  aliases has, for the
-    path of a directory with a slash at its end, the names in it that are replaced, and by which path; `alias_parents`
-    are all directories, in the same form, that have such a name anywhere below them.
+    path of a directory with a slash at its end, the names in it that are replaced, and by which path; `alias_keys`
+    are all paths that are replaced, in order.
     """
 
     automaton: Automaton
     contexts: tuple[bytes | None, ...]
     exceptions: tuple[tuple[int, re.Pattern[bytes]], ...]
     aliases: dict[bytes, dict[bytes, bytes]]
-    alias_parents: frozenset[bytes]
+    alias_keys: tuple[bytes, ...]
 
     @classmethod
     def load(cls, tree: Tree, read: ObjectReader) -> Self | None:
@@ -93,11 +98,9 @@ class Policy:
 
         Raises like `load`.
         """
-        lines = [line for file in _RULE_FILES for line in _rules(file, _content(file, content))]
-        aliases = {key: path for file in _ALIAS_FILES for key, path in _aliases(file, _content(file, content))}
-        if len(lines) > _RULE_LIMIT:
-            raise LimitExceededError(f"a policy of {len(lines)} rules", limit=_RULE_LIMIT)
-        return cls._built(lines, aliases)
+        lines = (line for file in _RULE_FILES for line in _rules(file, _content(file, content)))
+        aliases = (pair for file in _ALIAS_FILES for pair in _aliases(file, _content(file, content)))
+        return cls._built(_bounded(lines, "rules"), dict(_bounded(aliases, "substitutions")))
 
     @classmethod
     def _built(cls, lines: list[_Line], aliases: dict[bytes, bytes]) -> Self:
@@ -113,8 +116,13 @@ class Policy:
             tuple(line.context for line in lines),
             tuple(reversed(exceptions)),
             _by_directory(aliases),
-            frozenset(parent for key in aliases for parent in _parents(key)),
+            tuple(sorted(aliases)),
         )
+
+    def replaces_below(self, directory: bytes) -> bool:
+        """Whether some path is replaced that starts with this one, which ends with a slash."""
+        at = bisect_left(self.alias_keys, directory)
+        return at < len(self.alias_keys) and self.alias_keys[at].startswith(directory)
 
     def label(self, path: bytes, kind: Kind) -> bytes | None:
         """The label of one path, without substitutions; None for no label."""
@@ -160,9 +168,16 @@ def _content(file: str, content: Callable[[str], bytes | None]) -> bytes:
     return data or b""
 
 
+def _bounded(items: Iterable[T], what: str) -> list[T]:
+    found = list(islice(items, _RULE_LIMIT + 1))
+    if len(found) > _RULE_LIMIT:
+        raise LimitExceededError(f"a policy of more than {_RULE_LIMIT} {what}", limit=_RULE_LIMIT)
+    return found
+
+
 def _lines(file: str, data: bytes) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, from 1."""
-    for number, line in enumerate(data.split(b"\n"), 1):
+    """Lines with their numbers, from 1; what ends a line is white space at its end."""
+    for number, line in enumerate(BytesIO(data), 1):
         try:
             yield number, line.decode()
         except UnicodeDecodeError as error:
@@ -215,8 +230,3 @@ def _by_directory(aliases: dict[bytes, bytes]) -> dict[bytes, dict[bytes, bytes]
         directory, slash, name = key.rpartition(b"/")
         table.setdefault(directory + slash, {})[name] = path
     return table
-
-
-def _parents(path: bytes) -> Iterable[bytes]:
-    """Every leading part of a path that ends with a slash."""
-    return (path[: at + 1] for at, byte in enumerate(path) if byte == 0x2F)

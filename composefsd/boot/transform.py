@@ -5,11 +5,11 @@ names the digest of the outcome.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from composefsd.boot import resources
-from composefsd.boot.automaton import LETTERS, NO_RULE, State
+from composefsd.boot.automaton import LETTERS, State
 from composefsd.boot.files import ObjectReader, get_directory
 from composefsd.boot.selabel import LETTER_AT, XATTR, Policy
 from composefsd.tree.table import ROOT, Kind, Tree, XattrSet
@@ -17,7 +17,9 @@ from composefsd.tree.table import ROOT, Kind, Tree, XattrSet
 EMPTIED: Final = (b"boot", b"sysroot")
 
 _UNSEEN: Final = -1
+_NO_ALIASES: Final[dict[bytes, bytes]] = {}
 _SLASH: Final = 0x2F
+_DIRECTORY: Final = int(Kind.DIRECTORY)  # comparing with the member of an enum takes longer
 _DIRECTORY_AT: Final = LETTER_AT[Kind.DIRECTORY]
 
 
@@ -79,16 +81,17 @@ class _Labeller:
         labels = dict.fromkeys([*policy.contexts, None])
         self._labels = list(labels)
         places = {label: place for place, label in enumerate(labels)}
-        # by rule; NO_RULE is -1, the last
+        # by rule; NO_RULE is -1, which makes it the last
         self._label_of = [*(places[context] for context in policy.contexts), places[None]]
-        self._given = array("i", [_UNSEEN]) * len(tree.kind)
+        self._given = dict.fromkeys(_repeated(tree.child), _UNSEEN)
+        # for each label, the sets of attributes with it by those without
         self._sets: list[dict[int, int]] = [{} for _ in self._labels]
         # entries that are still to come in a directory, the path in front of their names, the state after it
         self._pending: list[tuple[Iterator[int], bytes, State]] = []
 
     def run(self) -> None:
         root = self._start[_SLASH]
-        self._set(ROOT, self._label(b"/", root, _DIRECTORY_AT))
+        self._set(ROOT, self._label_of[self._rule(b"/", root, _DIRECTORY_AT)])
         self._pending.append((iter(self._tree.entries(ROOT)), b"/", root))
         while self._pending:
             entries, prefix, state = self._pending[-1]
@@ -100,35 +103,34 @@ class _Labeller:
 
     def _settled(self, prefix: bytes, state: State) -> bool:
         """Whether names do not matter any more."""
-        return state.settled and prefix not in self._policy.alias_parents and not self._policy.exceptions
+        return state.settled and not self._policy.exceptions and not self._policy.replaces_below(prefix)
 
     def _advance(self, entries: Iterator[int], prefix: bytes, state: State) -> bool:
         """Label entries up to the next directory, and enter that one; False at the end."""
         tree, kinds, children = self._tree, self._tree.kind, self._tree.child
-        aliases = self._policy.aliases.get(prefix, {})
+        aliases = self._policy.aliases.get(prefix, _NO_ALIASES)
+        exceptions, label_of = self._policy.exceptions, self._label_of
         for entry in entries:
-            name = tree.name(entry)
-            path, after = prefix + name, state
+            name, after = tree.name(entry), state
             if name in aliases:
-                path = aliases[name]
-                after = self._start.after(path)
+                after = self._start.after(aliases[name])
             else:
                 for byte in name:
                     after = after[byte]
             inode = children[entry]
-            label = self._label(path, after, LETTER_AT[kinds[inode]])
-            if kinds[inode] == Kind.DIRECTORY:
-                self._set(inode, label)
-                self._enter(tree.entries(inode), path, after)
+            kind = kinds[inode]
+            rule = after.rules[LETTER_AT[kind]]
+            if exceptions:
+                rule = self._rule(aliases.get(name, prefix + name), after, LETTER_AT[kind])
+            if kind == _DIRECTORY:
+                self._set(inode, label_of[rule])
+                self._enter(tree.entries(inode), aliases.get(name, prefix + name), after)
                 return True
-            self._label_leaf(entry, inode, label)
+            self._label_leaf(entry, inode, label_of[rule])
         return False
 
-    def _label(self, path: bytes, state: State, letter_at: int) -> int:
-        rule = state.rules[letter_at]
-        if self._policy.exceptions:
-            rule = self._policy.overridden(path + LETTERS[letter_at : letter_at + 1], rule)
-        return self._label_of[rule]
+    def _rule(self, path: bytes, state: State, letter_at: int) -> int:
+        return self._policy.overridden(path + LETTERS[letter_at : letter_at + 1], state.rules[letter_at])
 
     def _enter(self, entries: Sequence[int], path: bytes, state: State) -> None:
         """Go on with what is in a directory.
@@ -151,7 +153,7 @@ class _Labeller:
             for entry in pending[-1]:
                 inode = children[entry]
                 kind = kinds[inode]
-                if kind == Kind.DIRECTORY:
+                if kind == _DIRECTORY:
                     self._set(inode, labels[kind])
                     pending.append(iter(tree.entries(inode)))
                     break
@@ -160,22 +162,31 @@ class _Labeller:
                 pending.pop()
 
     def _label_leaf(self, entry: int, inode: int, label: int) -> None:
-        given = self._given[inode]
-        if given == label:
-            return
-        if given == _UNSEEN:
-            self._given[inode] = label
-        else:
-            inode = self._tree.split(entry)
+        if inode in self._given:
+            given = self._given[inode]
+            if given == _UNSEEN:
+                self._given[inode] = label
+            elif given != label:
+                inode = self._tree.split(entry)
         self._set(inode, label)
 
     def _set(self, inode: int, label: int) -> None:
         old = self._tree.xattrs[inode]
         new = self._sets[label].get(old)
         if new is None:
-            xattrs = _with_label(self._tree.xattr_sets[old], self._labels[label])
-            new = self._sets[label][old] = self._tree.intern(xattrs)
+            new = self._tree.intern(_with_label(self._tree.xattr_sets[old], self._labels[label]))
+            self._sets[label][old] = new
         self._tree.xattrs[inode] = new
+
+
+def _repeated(inodes: Iterable[int]) -> set[int]:
+    """Those with more than one name."""
+    seen, repeated = set[int](), set[int]()
+    for inode in inodes:
+        if inode in seen:
+            repeated.add(inode)
+        seen.add(inode)
+    return repeated
 
 
 def _joined(path: bytes) -> bytes:
@@ -189,6 +200,3 @@ def _without_name(path: bytes) -> bytes:
     while len(path) > len(start) and path.endswith((b"/", b"/.")):
         path = path[:-1]
     return path
-
-
-assert NO_RULE == -1, "labels are looked up by rule, and the last is for none"

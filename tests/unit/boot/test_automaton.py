@@ -79,6 +79,12 @@ def test_patterns_that_ruin_backtracking_take_no_time() -> None:
     assert time.monotonic() - start < 5
 
 
+def test_repetition_of_what_may_be_empty_takes_no_more_room_than_it_is_long() -> None:
+    start = time.monotonic()
+    assert _build([(r"/(a?){20000}", None), (r"/(\ba?){9000}", None)]).match(b"/aaaaab-") == NO_RULE
+    assert time.monotonic() - start < 5
+
+
 @pytest.mark.parametrize("pattern", ["a{100001}", "((a{100}){100}){100}", "(((a?){1,50}){1,50}){1,50}"])
 def test_repetition_is_bounded(pattern: str) -> None:
     with pytest.raises(LimitExceededError):
