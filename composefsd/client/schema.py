@@ -36,7 +36,7 @@ RESULTS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "generate": ("normative_digest", "boot_digest"),
     "compute": ("normative_digest", "boot_digest"),
-    "deploy": ("deployment", "plan", "space"),
+    "deploy": ("deployment", "boot_digest", "plan", "space", "objections"),
     "undeploy": ("freed_bytes",),
     "gc": ("freed_bytes", "objects_removed", "images_pruned", "streams_pruned"),
     "fsck": ("findings", "findings_total", "objects_checked"),

@@ -33,7 +33,7 @@ _RESULT_ORDER: Final = (
     "bytes-fetched",
     "bytes-reused",
 )
-_RESULT_TABLES: Final = frozenset({"plan", "space", "findings", "findings-total", "image"})
+_RESULT_ELSEWHERE: Final = frozenset({"plan", "space", "objections", "image"})
 
 
 def _state(word: str) -> tuple[str, Colour | None]:
@@ -132,7 +132,7 @@ def image(screen: Screen, found: Image) -> None:
             ("title", found.title),
             ("version", found.os_version),
             ("platform", "/".join(part for part in (found.os, found.architecture) if part)),
-            ("created", when(found.created)),
+            ("created", when(found.created) if found.created else ""),
             ("size", f"{size(found.size)} in {found.layer_count} layers" if found.layer_count is not None else ""),
             *((f"{entry.kind} {entry.format}", screen.digest(entry.digest)) for entry in found.digests),
             ("trust", f"{found.trust.state}: {found.trust.summary}".removesuffix(": ")),
@@ -202,7 +202,7 @@ def result(screen: Screen, values: Mapping[str, Value], intro: str | None = None
     reader = Properties(values)
     plan(screen, reader)
     known = [name for name in _RESULT_ORDER if name in values]
-    others = [name for name in values if name not in known and name not in _RESULT_TABLES]
+    others = [name for name in values if name not in known and name not in _RESULT_ELSEWHERE]
     facts(screen, [(name.replace("-", " "), _result_value(screen, name, values[name])) for name in known + others])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from composefsd.client import proxy, show
-from composefsd.client.exits import Exit
+from composefsd.client.exits import ClientError, Exit
 from composefsd.client.properties import Properties
 from composefsd.client.proxy import JobRequest, Options
 from composefsd.client.records import Deployment
@@ -100,8 +100,20 @@ async def deploy(session: Session, args: Namespace) -> Exit:
         "uki": args.uki,
         "kargs": kernel_arguments(args.kargs) or None,
     }
-    member = proxy.PLAN if args.dry_run else proxy.DEPLOY
-    return await _work(session, JobRequest(member, [args.image], options))
+    if args.dry_run:
+        return await _plan(session, JobRequest(proxy.PLAN, [args.image], options))
+    return await _work(session, JobRequest(proxy.DEPLOY, [args.image], options))
+
+
+async def _plan(session: Session, request: JobRequest) -> Exit:
+    """A plan that would be refused is shown all the same, and fails."""
+    outcome = await session.job(request)
+    if outcome is None:
+        return Exit.DONE
+    session.answer(result_json(outcome.job.id, outcome.result), lambda screen: show.result(screen, outcome.result))
+    if objections := Properties(outcome.result).texts("objections"):
+        raise ClientError(f"would be refused: {'; '.join(objections)}")
+    return Exit.DONE
 
 
 async def deployments(session: Session, args: Namespace) -> Exit:
