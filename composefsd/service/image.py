@@ -1,0 +1,151 @@
+"""Image objects: what an OCI image of the repository says of itself."""
+
+import fcntl
+import os
+from typing import Annotated, Any, Final
+
+from dbus_next import Variant
+
+from composefsd.digests import BLOCK_BITS
+from composefsd.errors import FormatError, InvalidArgumentsError
+from composefsd.operations.host import Host
+from composefsd.operations.images import document
+from composefsd.operations.model import ImageInfo
+from composefsd.service import names
+from composefsd.service.catalog import ImageFacts
+from composefsd.service.export import View
+from composefsd.service.interface import AO, AS, ASV, Channel, H, S, T, U, dbus_method, dbus_property
+from composefsd.service.options import Options
+from composefsd.service.wire import variant
+
+_DOCUMENT_BYTES: Final = 4 << 20
+_REPLY_BYTES: Final = _DOCUMENT_BYTES + 4096
+
+Digests = Annotated[list[tuple[str, str, str, int, str]], "a(sssus)"]
+Trust = Annotated[tuple[str, str, dict[str, Variant]], "(ssa{sv})"]
+Bootable = Annotated[tuple[bool, tuple[str, ...]], "(bas)"]
+BootResources = Annotated[list[tuple[str, str, str, dict[str, Variant]]], "a(sssa{sv})"]
+
+_DETAIL_TYPES: Final = {bool: "b", int: "t", str: "s"}
+
+
+class ImageObject(View[ImageFacts], interface=names.IMAGE):
+    """An image on the bus."""
+
+    def __init__(self, channel: Channel, host: Host, facts: ImageFacts) -> None:
+        super().__init__(channel, names.image_path(facts.info.manifest_digest), facts)
+        self._host = host
+
+    @property
+    def _info(self) -> ImageInfo:
+        return self.facts.info
+
+    @dbus_method("OpenDocument", reads=True)
+    async def open_document(self, which: S, options: ASV) -> H:
+        """The manifest or the config in a sealed memfd, which the caller gets."""
+        return _sealed(which, await self._document(which, options))
+
+    @dbus_method("ReadDocument", reads=True, reply_bytes=_REPLY_BYTES)
+    async def read_document(self, which: S, options: ASV) -> S:
+        """The same as text."""
+        try:
+            return (await self._document(which, options)).decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"the {which} is not UTF-8; read it with OpenDocument", subject=which) from error
+
+    async def _document(self, which: str, options: dict[str, Variant]) -> bytes:
+        Options(options)
+        if which not in ("manifest", "config"):
+            raise InvalidArgumentsError(f"no document {which[:80]!r}; there are manifest and config")
+        return await document(self._host, self._info.manifest_digest, which)
+
+    @dbus_property("ManifestDigest")
+    def manifest_digest(self) -> S:
+        return str(self._info.manifest_digest)
+
+    @dbus_property("ConfigDigest")
+    def config_digest(self) -> S:
+        return str(self._info.config_digest)
+
+    @dbus_property("References")
+    def references(self) -> AS:
+        return self._info.references
+
+    @dbus_property("Architecture")
+    def architecture(self) -> S:
+        return self._info.architecture
+
+    @dbus_property("Os")
+    def os(self) -> S:
+        return self._info.os
+
+    @dbus_property("Title")
+    def title(self) -> S:
+        return self._info.title
+
+    @dbus_property("OsVersion")
+    def os_version(self) -> S:
+        return self._info.os_version
+
+    @dbus_property("Created")
+    def created(self) -> T:
+        return self._info.created
+
+    @dbus_property("Size")
+    def size(self) -> T:
+        return self._info.size_bytes
+
+    @dbus_property("LayerCount")
+    def layer_count(self) -> U:
+        return self._info.layer_count
+
+    @dbus_property("Names")
+    def names(self) -> AS:
+        return self._info.names
+
+    @dbus_property("Digests")
+    def digests(self) -> Digests:
+        return [
+            (image.kind, image.format.label, image.digest.algorithm.value, 1 << BLOCK_BITS, str(image.digest))
+            for image in self._info.images
+        ]
+
+    @dbus_property("Trust")
+    def trust(self) -> Trust:
+        evidence = {name: variant("s", text) for name, text in self._info.trust_evidence.items()}
+        return self._info.trust, self._info.trust_summary, evidence
+
+    @dbus_property("Bootable")
+    def bootable(self) -> Bootable:
+        return self._info.bootable, self._info.reasons
+
+    @dbus_property("BootResources")
+    def boot_resources(self) -> BootResources:
+        return [
+            (resource.type, resource.path, resource.kernel_version, _details(resource.details))
+            for resource in self._info.boot_resources
+        ]
+
+    @dbus_property("Deployments")
+    def deployments(self) -> AO:
+        return self.facts.deployments
+
+
+def _details(values: dict[str, Any]) -> dict[str, Variant]:
+    return {key: variant(_DETAIL_TYPES[type(value)], value) for key, value in values.items()}
+
+
+def _sealed(name: str, data: bytes) -> int:
+    """A memfd with this content, at its start, that nobody can change."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
