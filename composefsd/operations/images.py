@@ -8,10 +8,14 @@ from composefsd.digests import OciDigest
 from composefsd.errors import (
     AmbiguousImageError,
     ComposefsdError,
+    FormatError,
     InUseError,
     InvalidArgumentsError,
     InvalidNameError,
+    LimitExceededError,
     NoSuchImageError,
+    NotBootableError,
+    UnsupportedError,
 )
 from composefsd.oci.storage import (
     MANIFEST_PREFIX,
@@ -66,16 +70,22 @@ def _names(repository: Repository) -> dict[str, tuple[str, ...]]:
 
 
 async def image_facts(host: Host, repository: Repository, stored: StoredImage) -> Facts:
-    """What the image says about itself; found out now if another tool has put it into the repository."""
+    """What the image says about itself; found out now if another tool has put it into the repository.
+
+    An image that cannot be looked into has that as its facts; they are kept if the image itself is to blame.
+    """
     facts = load_facts(host.settings.state, stored.digest)
-    if facts is None:
-        try:
-            async with imaging_worker(repository) as imager:
-                built = await build_images(imager, repository, stored_layers(stored), (), progress=Silent())
-            facts = built.facts
-        except ComposefsdError as error:
-            facts = Facts.unknown(error.message)
-        save_facts(host.settings.state, stored.digest, facts)
+    if facts is not None:
+        return facts
+    try:
+        async with imaging_worker(repository) as imager:
+            built = await build_images(imager, repository, stored_layers(stored), (), progress=Silent())
+        facts = built.facts
+    except (FormatError, LimitExceededError, NotBootableError, UnsupportedError) as error:
+        facts = Facts.unknown(error.message)
+    except ComposefsdError as error:
+        return Facts.unknown(error.message)
+    save_facts(host.settings.state, stored.digest, facts)
     return facts
 
 
