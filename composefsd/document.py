@@ -4,8 +4,10 @@ The daemon parses such documents in its own process, so nothing here is recursiv
 """
 
 import json
+import re
 from collections.abc import Iterator
-from typing import Any, Final, Self
+from enum import StrEnum
+from typing import Any, Final, Self, TypeVar
 
 from composefsd.digests import OciDigest
 from composefsd.errors import FormatError, LimitExceededError
@@ -13,7 +15,12 @@ from composefsd.errors import FormatError, LimitExceededError
 DOCUMENT_BYTES: Final = 4 << 20
 """The bound of manifests, indexes and configs; registries promise to take no less."""
 
+LARGEST: Final = (1 << 63) - 1
+ANY_TEXT: Final = re.compile(r".*", re.DOTALL)
+
 _ITEMS: Final = 1000
+
+E = TypeVar("E", bound=StrEnum)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -55,23 +62,36 @@ class Document:
     def __contains__(self, key: str) -> bool:
         return self._members.get(key) is not None
 
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string; without `default` it has to be there."""
+    def require(self, *keys: str) -> None:
+        """Raises FormatError unless all of these are there, empty or not."""
+        for key in keys:
+            if key not in self:
+                raise self._bad(key, "there")
+
+    def text(self, key: str, default: str | None = None, *, form: re.Pattern[str] = ANY_TEXT) -> str:
+        """A string, the whole of which is of a form; without `default` it has to be there."""
         value = self._members.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, str):
-            raise self._bad(key, "a string")
+        if not isinstance(value, str) or not form.fullmatch(value):
+            raise self._bad(key, "a string" if form is ANY_TEXT else "text of the form that it should have")
         return value
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A number from 0 to 2^63 - 1."""
+    def integer(self, key: str, default: int | None = None, *, limit: int = LARGEST) -> int:
+        """A number from 0 to `limit`."""
         value = self._members.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-            raise self._bad(key, "a number from 0 to 2^63-1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
+            raise self._bad(key, f"a number from 0 to {limit}")
         return value
+
+    def choice(self, key: str, choices: type[E]) -> E:
+        """A member of an enumeration, by its value."""
+        value = self.text(key)
+        if value not in {choice.value for choice in choices}:
+            raise self._bad(key, f"one of {', '.join(choices)}")
+        return choices(value)
 
     def flag(self, key: str) -> bool:
         """True or false."""
@@ -104,11 +124,18 @@ class Document:
                 raise self._bad(f"{key}[{index}]", "an object")
             yield Document(value, f"{self._place}.{key}[{index}]")
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """The strings of an array of at most 1000."""
+    def texts(self, key: str, *, form: re.Pattern[str] = ANY_TEXT) -> tuple[str, ...]:
+        """The strings of an array of at most 1000, each of a form."""
         values = self._array(key)
-        if not all(isinstance(value, str) for value in values):
-            raise self._bad(key, "an array of strings")
+        if not all(isinstance(value, str) and form.fullmatch(value) for value in values):
+            raise self._bad(key, "an array of strings of the form that they should have")
+        return tuple(values)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """The numbers of an array of at most 1000, none below 0."""
+        values = self._array(key)
+        if not all(type(value) is int and value >= 0 for value in values):  # True is an int, too
+            raise self._bad(key, "an array of numbers")
         return tuple(values)
 
     def mapping(self, key: str) -> dict[str, str]:

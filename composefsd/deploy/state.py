@@ -8,7 +8,7 @@ on conflict the scan wins (see `listing`).
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from composefsd.deploy.names import PAYLOAD_PATH
 from composefsd.deploy.volume import Volume, is_temporary
 from composefsd.digests import ObjectId, OciDigest
+from composefsd.document import Document
 from composefsd.errors import ComposefsdError, FormatError, LimitExceededError
 from composefsd.linux import lock
 
@@ -26,15 +27,13 @@ SCHEMA: Final = 1
 
 _SYSTEM: Final = f"{JOURNAL}/system.json"
 _MAX_RECORD_BYTES: Final = 1 << 20
-_MAX_TEXT: Final = 64 << 10
-_MAX_ITEMS: Final = 2000
 _MAX_SEQ: Final = 10**9
 _LOCK_SECONDS: Final = 10.0
 
 _ID: Final = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
 _SHA256: Final = re.compile(r"(?:[0-9a-f]{64})?")
-_TEXT: Final = re.compile(r"[^\0]*", re.DOTALL)
-_LINE: Final = re.compile(r"[^\0-\x1f\x7f]*")
+_TEXT: Final = re.compile(r"[^\0]{0,65536}", re.DOTALL)
+_LINE: Final = re.compile(r"[^\0-\x1f\x7f]{0,65536}")
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -159,96 +158,48 @@ def serialize(deployment: Deployment) -> bytes:
     return json.dumps(record, indent=1).encode() + b"\n"
 
 
+def _load(data: bytes) -> Document:
+    """The object in a file of the journal, if it is of our schema."""
+    fields = Document.parse(data, "the record")
+    if (schema := fields.integer("schema")) != SCHEMA:
+        raise FormatError(f"the record is of schema {schema}, and this release knows only {SCHEMA}")
+    return fields
+
+
 def parse(data: bytes) -> Deployment:
     """Raises FormatError for anything but a record of schema 1; keys it does not know are passed over."""
-    fields = _Fields.parse(data)
-    boot_digest = ObjectId.parse(fields.text("boot_digest", _ID))
-    manifest = fields.text("manifest_digest", _LINE)
+    fields = _load(data)
+    fields.require("aliases", "kernel_arguments", "files")
+    boot_digest = ObjectId.parse(fields.text("boot_digest", form=_ID))
+    manifest = fields.text("manifest_digest", form=_LINE)
     return Deployment(
         id=boot_digest.hex,
-        seq=fields.number("seq", _MAX_SEQ),
+        seq=fields.integer("seq", limit=_MAX_SEQ),
         phase=fields.choice("phase", Phase),
         state=fields.choice("state", DeploymentState),
         type=fields.choice("type", DeploymentType),
         verity=fields.choice("verity", VerityPolicy),
         boot_digest=boot_digest,
-        aliases=tuple(ObjectId.parse(alias) for alias in fields.texts("aliases", _ID)),
+        aliases=tuple(ObjectId.parse(alias) for alias in fields.texts("aliases", form=_ID)),
         manifest_digest=OciDigest.parse(manifest) if manifest else None,
-        reference=fields.text("reference", _LINE),
-        tag=fields.text("tag", _LINE),
-        title=fields.text("title", _LINE),
-        os_version=fields.text("os_version", _LINE),
-        entry=fields.text("entry", _LINE),
-        entry_text=fields.text("entry_text", _TEXT),
-        kernel_arguments=fields.texts("kernel_arguments", _TEXT),
-        files=fields.items("files", _parse_file),
-        created_usec=fields.number("created_usec", 1 << 62),
+        reference=fields.text("reference", form=_LINE),
+        tag=fields.text("tag", form=_LINE),
+        title=fields.text("title", form=_LINE),
+        os_version=fields.text("os_version", form=_LINE),
+        entry=fields.text("entry", form=_LINE),
+        entry_text=fields.text("entry_text", form=_TEXT),
+        kernel_arguments=fields.texts("kernel_arguments", form=_TEXT),
+        files=tuple(map(_parse_file, fields.children("files"))),
+        created_usec=fields.integer("created_usec", limit=1 << 62),
         pinned=fields.flag("pinned"),
         state_existed=fields.flag("state_existed"),
         remove_state=fields.flag("remove_state"),
     )
 
 
-def _parse_file(value: object) -> File:
-    fields = _Fields(value)
-    return File(fields.text("path", PAYLOAD_PATH), fields.number("size", 1 << 40), fields.text("sha256", _SHA256))
-
-
-class _Fields:
-    """Checked getters over a JSON object."""
-
-    def __init__(self, value: object) -> None:
-        if not isinstance(value, dict):
-            raise FormatError("a JSON object was expected")
-        self._fields: dict[str, object] = value
-
-    @classmethod
-    def parse(cls, data: bytes) -> "_Fields":
-        """The object in a file of the journal, if it is of our schema."""
-        try:
-            value = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise FormatError("not JSON") from error
-        fields = cls(value)
-        if (schema := fields.number("schema", _MAX_SEQ)) != SCHEMA:
-            raise FormatError(f"of schema {schema}, and this release knows only {SCHEMA}")
-        return fields
-
-    def number(self, key: str, limit: int) -> int:
-        value = self._fields.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
-            raise FormatError(f"{key} is not a number from 0 to {limit}", subject=key)
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self._fields.get(key)
-        if not isinstance(value, bool):
-            raise FormatError(f"{key} is not a boolean", subject=key)
-        return value
-
-    def text(self, key: str, pattern: re.Pattern[str]) -> str:
-        return _checked_text(key, self._fields.get(key), pattern)
-
-    def choice(self, key: str, choices: type[E]) -> E:
-        value = self.text(key, _LINE)
-        if value not in choices.__members__.values():
-            raise FormatError(f"{key} is {value!r}, which it cannot be", subject=key)
-        return choices(value)
-
-    def items(self, key: str, convert: Callable[[object], T]) -> tuple[T, ...]:
-        value = self._fields.get(key)
-        if not isinstance(value, list) or len(value) > _MAX_ITEMS:
-            raise FormatError(f"{key} is not a list of at most {_MAX_ITEMS}", subject=key)
-        return tuple(convert(item) for item in value)
-
-    def texts(self, key: str, pattern: re.Pattern[str]) -> tuple[str, ...]:
-        return self.items(key, lambda value: _checked_text(key, value, pattern))
-
-
-def _checked_text(key: str, value: object, pattern: re.Pattern[str]) -> str:
-    if not isinstance(value, str) or len(value) > _MAX_TEXT or not pattern.fullmatch(value):
-        raise FormatError(f"{key} is not text of the form it should have", subject=key)
-    return value
+def _parse_file(fields: Document) -> File:
+    path, sha256 = fields.text("path", form=PAYLOAD_PATH), fields.text("sha256", form=_SHA256)
+    return File(path, fields.integer("size", limit=1 << 40), sha256)
 
 
 # The directory
@@ -318,7 +269,7 @@ class Journal:
         """The highest number ever given out, as far as is known here."""
         try:
             data = self._sysroot.read(_SYSTEM, _MAX_RECORD_BYTES)
-            recorded = _Fields.parse(data).number("last_seq", _MAX_SEQ) if data is not None else 0
+            recorded = _load(data).integer("last_seq", limit=_MAX_SEQ) if data is not None else 0
         except (FormatError, LimitExceededError):  # then records and entries tell
             recorded = 0
         return max([recorded, *(deployment.seq for deployment in self.load().deployments)])
