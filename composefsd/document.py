@@ -31,6 +31,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+def _no_number(text: str) -> object:
+    """Refuse NaN and the infinities, which Python reads and JSON does not have."""
+    raise ValueError(f"{text} is no number")
+
+
 class Document:
     """One object of a JSON document, with its place in it for error messages."""
 
@@ -44,7 +49,7 @@ class Document:
         if len(data) > DOCUMENT_BYTES:
             raise LimitExceededError(f"{name} is larger than {DOCUMENT_BYTES} bytes", subject=name)
         try:
-            value = json.loads(data, object_pairs_hook=_unique)
+            value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{name} is not valid JSON: {error}", subject=name) from error
         return cls.of(value, name)

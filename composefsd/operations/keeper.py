@@ -59,7 +59,9 @@ def check(call: Call) -> dict[str, Any]:
         repository.shared_lock(timeout=_LOCK_SECONDS),
     ):
         if image is None:
-            for found in check_repository(repository, objects=depth == "full", tick=tick):
+            for found in check_repository(
+                repository, objects=depth == "full", references=depth != "metadata", tick=tick
+            ):
                 call.report({"finding": [found.severity, found.code, found.subject, found.message]})
         if image is not None or depth != "metadata":
             for finding in _check_images(repository, image, contents=depth == "full"):
@@ -69,7 +71,11 @@ def check(call: Call) -> dict[str, Any]:
 
 def _check_images(repository: Repository, image: str | None, *, contents: bool) -> Iterator[list[str]]:
     """What is wrong with the OCI images: documents that do not load, broken layers, names that lead nowhere."""
-    digests = list(manifests(repository)) if image is None else [OciDigest.parse(image)]
+    try:
+        digests = list(manifests(repository)) if image is None else [OciDigest.parse(image)]
+        tags = repository.tags()
+    except ComposefsdError:  # something else lies among the links, which has been told by now
+        return
     checked: set[bytes] = set()
     for digest in digests:
         try:
@@ -79,7 +85,7 @@ def _check_images(repository: Repository, image: str | None, *, contents: bool) 
             continue
         yield from _check_layers(repository, stored, checked, contents=contents)
     known = {manifest_stream(digest) for digest in digests}
-    for tag, stream in sorted(repository.tags().items()):
+    for tag, stream in sorted(tags.items()):
         if image is None and stream not in known:
             yield ["error", "tag-dangling", tag, f"the name leads to {stream}, which is not there"]
 

@@ -103,13 +103,15 @@ def check_objects(repo: Repository, first_bytes: Iterable[int], tick: Tick | Non
             names[directory] = [name for name, _, _ in links.listing(repo.fd, directory)]
         except ComposefsdError as error:
             yield _error(Code.STAT_FAILED, directory, error)
+    valid = re.compile(f"[0-9a-fA-F]{{{2 * repo.algorithm.digest_bytes - 2}}}")
     done, total = 0, sum(map(len, names.values()))
     for directory, found in names.items():
         for name in found:
             if tick is not None and done % _TICK_OBJECTS == 0:
                 tick(done, total)
             done += 1
-            yield from _check_object(repo, directory, name)
+            if (finding := _check_object(repo, directory, name, valid)) is not None:
+                yield finding
     if tick is not None:
         tick(done, total)
 
@@ -125,42 +127,37 @@ def _check_metadata(repo: Repository) -> Iterator[Finding]:
         yield _error(Code.METADATA_ALGORITHM_MISMATCH, metadata.NAME, message)
 
 
-def _check_object(repo: Repository, directory: str, name: str) -> Iterator[Finding]:
+def _check_object(repo: Repository, directory: str, name: str, names: re.Pattern[str]) -> Finding | None:
     path = f"{directory}/{name}"
-    digest = object_in_path(path, repo.algorithm)
-    if digest is None:
-        yield _error(Code.OBJECT_INVALID_NAME, path, "not the name of an object")
-        return
+    if not names.fullmatch(name):
+        return _error(Code.OBJECT_INVALID_NAME, path, "not the name of an object")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=repo.fd)
     except OSError as error:
-        yield _error(Code.OBJECT_OPEN_FAILED, path, translate(error, "opening it"))
-        return
+        return _error(Code.OBJECT_OPEN_FAILED, path, translate(error, "opening it"))
     try:
-        yield from _check_content(repo, path, fd, digest)
+        return _check_content(repo, path, fd)
     finally:
         os.close(fd)
 
 
-def _check_content(repo: Repository, path: str, fd: int, digest: bytes) -> Iterator[Finding]:
+def _check_content(repo: Repository, path: str, fd: int) -> Finding | None:
+    measured = None
     try:
         measured = fsverity.measure(fd, repo.algorithm)
     except ComposefsdError as error:
-        measured = None
         if repo.verity:
-            yield _error(Code.OBJECT_VERITY_MISSING, path, error)
-            return
+            return _error(Code.OBJECT_VERITY_MISSING, path, error)
     if measured is None and repo.verity:
-        yield _error(Code.OBJECT_VERITY_MISSING, path, "it has no fs-verity, which the repository demands")
-        return
+        return _error(Code.OBJECT_VERITY_MISSING, path, "it has no fs-verity, which the repository demands")
     try:
-        found = measured.digest if measured else _compute(fd, repo.algorithm)
+        found = measured.hex if measured else _compute(fd, repo.algorithm).hex()
     except (ComposefsdError, OSError) as error:
         known = translate(error, "reading it") if isinstance(error, OSError) else error
-        yield _error(Code.OBJECT_VERITY_FAILED, path, known)
-        return
-    if found != digest:
-        yield _error(Code.OBJECT_DIGEST_MISMATCH, path, f"its digest is {found.hex()}")
+        return _error(Code.OBJECT_VERITY_FAILED, path, known)
+    if path.lower() != f"{DIRECTORY}/{found[:2]}/{found[2:]}":
+        return _error(Code.OBJECT_DIGEST_MISMATCH, path, f"its digest is {found}")
+    return None
 
 
 def _compute(fd: int, algorithm: Algorithm) -> bytes:
@@ -168,7 +165,7 @@ def _compute(fd: int, algorithm: Algorithm) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise CorruptError("it is not a regular file")
     if status.st_size <= _SMALL_BYTES:  # most are; one read, and no buffer of a megabyte
-        return verity.compute_digest(os.read(fd, _SMALL_BYTES), algorithm)
+        return verity.compute_digest(os.read(fd, status.st_size), algorithm)
     return verity.compute_file(fd, algorithm).digest
 
 
@@ -329,14 +326,6 @@ def _strays(repo: Repository) -> Iterator[Finding]:
             if any(is_temporary(name, prefix) for prefix in candidates):
                 message = "left behind by a writer, or in use by one right now"
                 yield Finding(Severity.WARNING, Code.STRAY_TEMPORARY, f"{directory}{name}", message)
-
-
-def object_in_path(path: str, algorithm: Algorithm) -> bytes | None:
-    """The raw digest that `objects/XX/REST` stands for; None if that is not the name of an object."""
-    digits = path.removeprefix(f"{DIRECTORY}/").replace("/", "", 1)
-    if len(digits) != 2 * algorithm.digest_bytes or not re.fullmatch("[0-9a-fA-F]+", digits):
-        return None
-    return bytes.fromhex(digits)
 
 
 def _error(code: Code, subject: str, message: str | ComposefsdError) -> Finding:

@@ -5,11 +5,12 @@ text: that is the fs-verity state of the file itself.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 from composefsd.digests import Algorithm
+from composefsd.document import Document
 from composefsd.erofs.format import FormatVersion
 from composefsd.errors import FormatError, IncompatibleRepositoryError
 
@@ -82,14 +83,14 @@ class Metadata:
         Raises FormatError if it is malformed, and IncompatibleRepositoryError for a version, hash, image format or
         incompatible feature of later times.
         """
-        top = _Object(_load(data), NAME)
+        top = Document.parse(data, NAME)
         version = top.integer("version")
         if version > _VERSION:
             raise IncompatibleRepositoryError(f"{NAME}: repository version {version} is newer than {_VERSION}")
         algorithm = _algorithm(top.text("algorithm"))
         features = _features(top.child("features"))
         formats = top.child("erofs_formats")
-        if "erofs_formats" not in top.values:
+        if "erofs_formats" not in top:
             return cls(algorithm, features=features, version=version)
         extra = frozenset(map(_format, formats.integers("extra")))
         return cls(algorithm, _format(formats.integer("default")), extra, features, version)
@@ -112,79 +113,6 @@ class Metadata:
         return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _Object:
-    """A JSON object whose members are taken out checked."""
-
-    values: dict[str, object]
-    path: str
-
-    def _wrong(self, key: str, wanted: str) -> FormatError:
-        return FormatError(f"{self.path}: {key!r} is missing or not {wanted}", subject=self.path)
-
-    def integer(self, key: str) -> int:
-        value = self.values.get(key)
-        if type(value) is not int or value < 0:  # True is an int, too
-            raise self._wrong(key, "a number")
-        return value
-
-    def text(self, key: str) -> str:
-        value = self.values.get(key)
-        if not isinstance(value, str):
-            raise self._wrong(key, "a string")
-        return value
-
-    def child(self, key: str) -> "_Object":
-        value = self.values.get(key, {})
-        if not isinstance(value, dict):
-            raise self._wrong(key, "an object")
-        return _Object(value, f"{self.path}: {key}")
-
-    def _list(self, key: str) -> list[object]:
-        value = self.values.get(key, [])
-        if not isinstance(value, list):
-            raise self._wrong(key, "an array")
-        return value
-
-    def integers(self, key: str) -> list[int]:
-        items = self._list(key)
-        numbers = [item for item in items if type(item) is int]
-        if len(numbers) != len(items):
-            raise self._wrong(key, "an array of numbers")
-        return numbers
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        items = self._list(key)
-        texts = tuple(item for item in items if isinstance(item, str))
-        if len(texts) != len(items):
-            raise self._wrong(key, "an array of strings")
-        return texts
-
-
-def _load(data: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(data.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise FormatError(f"{NAME}: not JSON: {error}", subject=NAME) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{NAME}: not an object", subject=NAME)
-    return value
-
-
-def _no_duplicates(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
-    """composefs-rs refuses them, and readers that take one or the other would differ."""
-    values: dict[str, object] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"{key[:40]!r} twice in one object")
-        values[key] = value
-    return values
-
-
-def _no_constant(text: str) -> object:
-    raise ValueError(f"{text} is no JSON")
-
-
 def _algorithm(label: str) -> Algorithm:
     try:
         return Algorithm.from_label(label)
@@ -199,7 +127,7 @@ def _format(number: int) -> FormatVersion:
         raise IncompatibleRepositoryError(f"{NAME}: unknown image format {number}") from error
 
 
-def _features(value: _Object) -> Features:
+def _features(value: Document) -> Features:
     features = Features(value.texts("compatible"), value.texts("read-only-compatible"), value.texts("incompatible"))
     unknown = [flag for flag in features.incompatible if flag not in _KNOWN_INCOMPATIBLE]
     if unknown:

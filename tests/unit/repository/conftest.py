@@ -37,9 +37,10 @@ class Disk:
         self.log: list[str] = []
         self._at = -1
         self._error: BaseException | None = None
-        for name in ("write", "link", "symlink", "rename", "unlink", "mkdir", "chmod", "fchmod", "fsync", "sendfile"):
+        for name in ("write", "link", "symlink", "rename", "unlink", "mkdir", "chmod", "fchmod", "sendfile"):
             monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
         monkeypatch.setattr(os, "open", self._opening(os.open))
+        monkeypatch.setattr(os, "fsync", self._wrapped("fsync", os.fsync))
         monkeypatch.setattr(facade, "syncfs", self._wrapped("syncfs", facade.syncfs))
 
     def fail(self, at: int, error: BaseException) -> None:
@@ -115,6 +116,10 @@ class VerityKernel:
         self.digests[file] = (number, verity.compute_file(fd, Algorithm.from_kernel_number(number)).digest)
 
 
+def _nothing(_fd: int) -> None:
+    pass
+
+
 def _written_files() -> set[tuple[int, int]]:
     found = set()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the numbers are what is wanted
@@ -125,6 +130,13 @@ def _written_files() -> set[tuple[int, int]]:
         if stat.S_ISREG(status.st_mode) and flags & os.O_ACCMODE != os.O_RDONLY:
             found.add((status.st_dev, status.st_ino))
     return found
+
+
+@pytest.fixture(autouse=True)
+def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing whole filesystems after each object is real work for a real disk, and proves nothing here."""
+    monkeypatch.setattr(os, "fsync", _nothing)
+    monkeypatch.setattr(facade, "syncfs", _nothing)
 
 
 @pytest.fixture

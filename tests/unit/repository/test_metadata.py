@@ -115,7 +115,6 @@ def test_what_belongs_to_later_times_is_incompatible(changes: dict[str, Any]) ->
         {"version": "1"},
         {"algorithm": 5},
         {"features": []},
-        {"features": None},
         {"features": {"compatible": "v1_erofs"}},
         {"features": {"incompatible": [1]}},
         {"erofs_formats": {}},
