@@ -98,7 +98,9 @@ def _input(source: str) -> Iterator[BinaryIO]:
 def _scanned(question: Question, path: Path) -> Tree:
     tree = scan(path, question.algorithm)
     make_normative(tree, question.xattrs)
-    return make_boot(tree, _Files(path, tree).read) if question.bootable else tree
+    if not question.bootable:
+        return tree
+    return make_boot(tree, _Files(path, tree).read, check_resources=False)
 
 
 class _Files:

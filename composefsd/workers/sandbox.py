@@ -18,6 +18,8 @@ from typing import Final
 
 NOBODY: Final = 65534
 ADDRESS_SPACE_BYTES: Final = 4 << 30
+CPU_SECONDS: Final = 1800
+"""After this the kernel kills the worker: some hostile patterns would keep it busy for ever."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -76,6 +78,7 @@ def enter(readable: Sequence[int] = ()) -> tuple[str, ...]:
     """
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     fences = {
         "no-new-privileges": _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0,
         "network": _libc.unshare(_CLONE_NEWNET) == 0,
