@@ -14,7 +14,7 @@ from typing import Final
 
 from composefsd.client.bus import Signal
 from composefsd.client.exits import ClientError, Exit
-from composefsd.client.failures import NO_REPLY, NO_SUCH_JOB, CallError, NoServiceError, is_absence
+from composefsd.client.failures import NO_REPLY, NO_SUCH_JOB, UNKNOWN_OBJECT, CallError, NoServiceError, is_absence
 from composefsd.client.interrupts import Interrupts
 from composefsd.client.progress import View
 from composefsd.client.properties import Properties, Value
@@ -120,7 +120,7 @@ class Follower:
         try:
             values = await self._proxy.job_values(job.path)
         except CallError as error:
-            if not is_absence(error.name):  # the object is gone, so the job has ended
+            if error.name == UNKNOWN_OBJECT:  # it went a while after the job had ended
                 self._ended.add(job.id)
             return
         if values.get("State") in ENDED:

@@ -16,6 +16,9 @@ Clock = Callable[[], float]
 REDRAW_SECONDS: Final = 0.1
 LINE_SECONDS: Final = 5.0
 
+_WITHOUT_BYTES: Final = frozenset({"resolve", "generate", "commit", "plan", "activate", "mark", "sweep"})
+"""Stages that process no input: what the daemon tells then is the count of an earlier stage."""
+
 _BAR_MIN: Final = 10
 _BAR_MAX: Final = 30
 _CLEAR: Final = "\r\x1b[K"
@@ -48,11 +51,13 @@ class Quiet:
 
 
 def fraction_of(job: Job) -> float | None:
-    """How much of the present stage is done, from 0 to 1: by bytes, else by items, else as the daemon says."""
+    """How much of the whole job is done, from 0 to 1: as the daemon says, else by bytes, else by items."""
+    if job.progress is not None:
+        return job.progress
     for done, total in ((job.bytes_reused + job.bytes_done, job.bytes_total), (job.items_done, job.items_total)):
         if total:
             return min(done / total, 1.0)
-    return job.progress
+    return None
 
 
 def label_of(job: Job) -> str:
@@ -62,15 +67,18 @@ def label_of(job: Job) -> str:
 
 def facts_of(job: Job) -> list[str]:
     """Percentage, bytes, items, rate and remaining time, as far as they are known, the most important first."""
-    done = job.bytes_reused + job.bytes_done
     fraction = fraction_of(job)
     facts = [] if fraction is None else [f"{int(fraction * 100):3d}%"]
-    if job.bytes_total:
-        facts.append(f"{size(min(done, job.bytes_total)):>7} of {size(job.bytes_total)}")
-    elif done:
-        facts.append(size(done))
-    if job.items_total:
-        facts.append(f"{job.items_done}/{job.items_total}")
+    counted = [] if job.stage in _WITHOUT_BYTES else _byte_facts(job)
+    items = [f"{job.items_done}/{job.items_total}"] if job.items_total else []
+    return facts + counted[:1] + items + counted[1:]
+
+
+def _byte_facts(job: Job) -> list[str]:
+    done = job.bytes_reused + job.bytes_done
+    if not job.bytes_total:
+        return [size(done)] if done else []
+    facts = [f"{size(min(done, job.bytes_total)):>7} of {size(job.bytes_total)}"]
     if job.rate and job.state == "running":
         facts.append(f"{size(job.rate)}/s")
         if job.bytes_total > done:

@@ -73,9 +73,8 @@ class Screen:
         return self.digest(digest) + dot + number
 
     def line(self, text: str = "", colour: Colour | None = None) -> None:
-        """Print a line; on a terminal it is cut at the edge."""
-        text = escape(text)
-        self.write(self.paint(text if self.width is None else cut(text, self.width), colour) + "\n")
+        """Print a line; one that is too long for the terminal goes on below, so that nothing of it is lost."""
+        self.write(self.paint(escape(text), colour) + "\n")
 
     def write(self, text: str) -> None:
         """Print what needs no escaping any more."""

@@ -121,24 +121,24 @@ def images(screen: Screen, found: Sequence[Image]) -> None:
 
 
 def image(screen: Screen, found: Image) -> None:
-    """All about one OCI image."""
+    """All about one OCI image, with digests as a whole also on a terminal."""
     facts(
         screen,
         [
             ("names", ", ".join(found.names)),
-            ("manifest", screen.digest(found.manifest_digest)),
-            ("config", screen.digest(found.config_digest)),
+            ("manifest", found.manifest_digest),
+            ("config", found.config_digest),
             ("pulled from", ", ".join(found.references)),
             ("title", found.title),
             ("version", found.os_version),
             ("platform", "/".join(part for part in (found.os, found.architecture) if part)),
             ("created", when(found.created) if found.created else ""),
             ("size", f"{size(found.size)} in {found.layer_count} layers" if found.layer_count is not None else ""),
-            *((f"{entry.kind} {entry.format}", screen.digest(entry.digest)) for entry in found.digests),
+            *((f"{entry.kind} {entry.format}", entry.digest) for entry in found.digests),
             ("trust", f"{found.trust.state}: {found.trust.summary}".removesuffix(": ")),
             ("bootable", {True: "yes", False: "no: " + "; ".join(found.reasons), None: ""}[found.bootable]),
             *((entry.type, f"{entry.path} {entry.kernel_version}".strip()) for entry in found.boot_resources),
-            *(("deployment", screen.deployment(deployment_of(path))) for path in found.deployments),
+            *(("deployment", deployment_of(path)) for path in found.deployments),
         ],
     )
 
@@ -218,6 +218,11 @@ def _result_value(screen: Screen, name: str, value: Value) -> str:
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
     return str(value)
+
+
+def digests(screen: Screen, values: Mapping[str, Value]) -> None:
+    """The digests that were computed: as a whole, to be copied into a kernel command line."""
+    facts(screen, [(name.replace("-", " "), str(value)) for name, value in values.items()])
 
 
 def plan(screen: Screen, reader: Properties) -> None:

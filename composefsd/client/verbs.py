@@ -89,7 +89,12 @@ async def generate(session: Session, args: Namespace) -> Exit:
 async def compute(session: Session, args: Namespace) -> Exit:
     """Digests of composefs images, storing nothing."""
     options = {"format": args.format, "hash": args.hash, "xattrs": args.xattrs}
-    return await _work(session, JobRequest(proxy.COMPUTE, [args.image, args.kind], options))
+    outcome = await session.job(JobRequest(proxy.COMPUTE, [args.image, args.kind], options))
+    if outcome is not None:
+        session.answer(
+            result_json(outcome.job.id, outcome.result), lambda screen: show.digests(screen, outcome.result)
+        )
+    return Exit.DONE
 
 
 async def deploy(session: Session, args: Namespace) -> Exit:

@@ -16,6 +16,7 @@ from composefsd.erofs.format import FormatVersion
 from composefsd.errors import CorruptError, FormatError, NoSuchImageError
 from composefsd.oci.manifest import ImageConfig, Manifest, OciImage, check_digest
 from composefsd.repository import Repository
+from composefsd.repository.refs import MANIFEST_PREFIX
 from composefsd.splitstream.format import ContentType
 from composefsd.splitstream.reader import Splitstream
 from composefsd.tree.normative import XattrMode
@@ -23,7 +24,6 @@ from composefsd.tree.normative import XattrMode
 STREAM_BYTES: Final = 1 << 30
 """The largest splitstream of a layer that is read back: small files, headers and a digest for each object."""
 
-MANIFEST_PREFIX: Final = "oci-manifest-"
 CONFIG_PREFIX: Final = "oci-config-"
 _IMAGE: Final = "composefs.image"
 _BOOT: Final = ".boot"

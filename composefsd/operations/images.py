@@ -34,7 +34,7 @@ from composefsd.operations.generate import imaging_worker, stored_layers
 from composefsd.operations.host import Host
 from composefsd.operations.model import BootResourceInfo, ImageInfo, TrustState
 from composefsd.operations.progress import Silent
-from composefsd.repository import Repository
+from composefsd.repository import Repository, refs
 
 _PREFIX_DIGITS: Final = 12
 
@@ -154,7 +154,14 @@ def _fits(image: ImageInfo, digits: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidNameError for a name that is reserved; the repository checks the rest of the grammar."""
+    """Raises InvalidNameError for a name that nobody may give: one that is reserved, or no name at all."""
+    refs.check_tag(name)
+    if not name.isprintable():
+        raise InvalidNameError(f"the name {name[:100]!r} has characters that cannot be printed", subject=name[:100])
+    _check_not_reserved(name)
+
+
+def _check_not_reserved(name: str) -> None:
     if name.startswith(DEPLOYMENT_TAG):
         raise InvalidNameError(f"names under {DEPLOYMENT_TAG!r} are reserved for deployments", subject=name)
 
@@ -176,7 +183,7 @@ def _tag(repository: Repository, name: str, image: OciDigest) -> None:
 
 async def untag(host: Host, name: str, *, missing_ok: bool) -> None:
     """Take a name away.  Raises NoSuchImageError if nothing has it, unless that is fine."""
-    check_name(name)
+    _check_not_reserved(name)
     async with host.writing() as repository:
         if not repository.untag(name) and not missing_ok:
             raise NoSuchImageError(f"no image has the name {name[:300]!r}", subject=name[:300])

@@ -84,8 +84,11 @@ class LayerFetcher:
         for number, layer in enumerate(image.layers):
             self.progress.items(done=number, total=len(image.layers))
             self._tell(0)
-            if layer.diff_id not in known:
+            if layer.diff_id in known:
+                self.tally.reused += layer.blob.size_bytes
+            else:
                 known[layer.diff_id] = await self._fetch(layer)
+        self._tell(0)
         self.progress.items(done=len(image.layers), total=len(image.layers))
         return [known[layer.diff_id] for layer in image.layers]
 

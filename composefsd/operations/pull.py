@@ -12,6 +12,7 @@ from composefsd.oci.transport import open_source
 from composefsd.operations.build import IMAGER, open_objects
 from composefsd.operations.generate import STORER, ImageMaker, ImageOrder
 from composefsd.operations.host import Host
+from composefsd.operations.images import check_name
 from composefsd.operations.layers import LayerFetcher, Tally
 from composefsd.operations.model import PullRequest, PullResult
 from composefsd.operations.progress import Progress, Stage
@@ -30,6 +31,7 @@ async def pull(host: Host, request: PullRequest, progress: Progress) -> PullResu
     """
     version = host.check_format(request.format)
     name = request.name or str(request.reference)
+    check_name(name)
     orders = [ImageOrder(kind, version, XattrMode.ALLOWLIST_ONLY) for kind in sorted(request.kinds)]
     progress.stage(Stage.RESOLVE)
     async with AsyncExitStack() as stack:

@@ -14,14 +14,15 @@ from typing import Final
 from composefsd.errors import LimitExceededError
 from composefsd.service import names
 from composefsd.service.connection import Connection, is_signal
-from composefsd.service.wire import Incoming
+from composefsd.service.wire import BODY_BYTES, Incoming
 
 CALLS_A_SECOND: Final = 200.0
 CALLS_AT_ONCE: Final = 400.0
 PENDING_CALLS: Final = 64
 PENDING_WAITS: Final = 20
 
-_BYTES_OF_A_CALL: Final = 1024  # a body of that size costs as much as one more call
+_READ_BYTES: Final = 1024  # a body of that size costs as much as one more call,
+_DROPPED_BYTES: Final = 256 << 10  # and what is dropped unread that much
 _BYTES_OF_AN_ANSWER: Final = 16 << 10
 
 _LEAVING: Final = (
@@ -91,6 +92,10 @@ class Client:
             self.on_leave.add(on_leave)
 
 
+def _cost(message: Incoming) -> float:
+    return 1 + min(message.body_bytes, BODY_BYTES) / _READ_BYTES + message.body_bytes / _DROPPED_BYTES
+
+
 class Clients:
     """The connections that called us and have not left."""
 
@@ -111,7 +116,7 @@ class Clients:
         client = self._clients.get(sender)
         if client is None:
             client = self._clients[sender] = Client(sender)
-        if client.pending >= PENDING_CALLS or not client.spend(1 + message.body_bytes / _BYTES_OF_A_CALL):
+        if client.pending >= PENDING_CALLS or not client.spend(_cost(message)):
             return None
         return client
 

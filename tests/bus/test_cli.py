@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from helpers.bus import GAMES, PolkitStage, Stage, children, why_no_polkit
@@ -113,6 +113,12 @@ def test_status_tells_about_daemon_repository_and_boot_partition(shared: Stage) 
     assert f"composefsd  {VERSION}" in done(run(shared, "status"))
 
 
+@pytest.mark.parametrize(("option", "variable"), [([], "SYSTEM"), (["--user"], "SESSION")])
+def test_the_bus_is_found_as_every_program_finds_it(shared: Stage, option: list[str], variable: str) -> None:
+    environment = {**os.environ, f"DBUS_{variable}_BUS_ADDRESS": shared.address}
+    done(subprocess.run([CTL, *option, "images"], env=environment, capture_output=True, text=True, check=False))
+
+
 def test_images_are_listed_with_whole_digests(shared: Stage) -> None:
     (image,) = [entry for entry in ask(shared, "images") if "os" in entry["names"]]
     assert image["bootable"] is True
@@ -199,9 +205,8 @@ def test_a_job_that_is_not_waited_for_has_an_id_and_a_request_gives_it_once(stag
 def test_bad_input_is_one_line(stage: Stage, images: Path, tmp_path: Path) -> None:
     assert "none" in failed(run(stage, "pull", f"oci:{tmp_path}/none"))
     assert failed(run(stage, "pull", "nothing:at/all"))
-    assert failed(run(stage, "pull", f"oci:{images}:os", "--name=a\x01b"))
+    assert failed(run(stage, "pull", f"oci:{images}:os", f"--name={'x' * 300}"))
     assert failed(run(stage, "pull", f"oci:{images}:\udcff"))
-    assert ask(stage, "images") == []
 
 
 def test_names_are_given_moved_and_taken_away(stage: Stage, images: Path) -> None:
@@ -308,20 +313,25 @@ def test_a_damaged_repository_fails_the_check_and_the_findings_are_told(stage: S
 # Cancelling, and what happens to those who wait
 
 
+def workers(stage: Stage) -> list[int]:
+    """The daemon's workers; not a child that is about to become one: who stops that stops the daemon as well."""
+    found = [Path(f"/proc/{pid}") for pid in children(stage.pid)]
+    return [int(path.name) for path in found if b"composefsd.workers" in (path / "cmdline").read_bytes()]
+
+
 class Stuck:
     """A pull that does not come further, since the daemon's workers are stopped; composefsctl waits for it."""
 
     def __init__(self, stage: Stage, layout: str) -> None:
         self.client = subprocess.Popen(
-            command(stage, "pull", f"oci:{layout}:slow", "--name=slow"),
+            command(stage, "pull", f"oci:{layout}:slow", "--name=slow", "--generate=none"),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        until(lambda: "started: Pull" in stage.log.read_text() and [*children(stage.pid)])
-        self._workers = list(children(stage.pid))
+        until(lambda: workers(stage))
+        self._workers = workers(stage)
         self._send(signal.SIGSTOP)
-        assert state_of_the_pull(stage) == "running"
 
-    def __enter__(self) -> "Stuck":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -340,7 +350,7 @@ class Stuck:
 
 
 def state_of_the_pull(stage: Stage) -> Any:
-    (job,) = stage.ask("jobs", "--type=pull")
+    (job,) = ask(stage, "jobs", "--type=pull")
     return job["state"]
 
 
@@ -349,7 +359,7 @@ def test_an_interrupted_client_cancels_its_job(stage: Stage, layout: str) -> Non
         pull.client.send_signal(signal.SIGINT)
         assert failed(pull.end(), Exit.CANCELLED)
         assert state_of_the_pull(stage) == "cancelled"
-    done(run(stage, "pull", f"oci:{layout}:slow", "--name=slow"))
+    done(run(stage, "pull", f"oci:{layout}:slow", "--name=slow", "--generate=none"))
 
 
 def test_a_job_that_is_cancelled_by_somebody_else_ends_the_wait(stage: Stage, layout: str) -> None:
@@ -379,13 +389,15 @@ def test_a_job_that_dies_with_the_daemon_is_told_by_the_next_one(stage: Stage, l
         ended = pull.end()
         assert failed(ended, Exit.CANCELLED)
         assert "the daemon left the bus" in ended.stdout
-    done(run(stage, "pull", f"oci:{layout}:slow", "--name=slow"))
+    done(run(stage, "pull", f"oci:{layout}:slow", "--name=slow", "--generate=none"))
 
 
 def test_without_a_daemon_and_without_a_bus_it_is_status_5(stage: Stage) -> None:
     stage.stop()
     assert "no daemon on this bus" in failed(run(stage, "images"), Exit.NO_SERVICE)
-    stage.close()
+    assert stage.bus is not None
+    stage.bus.kill()
+    stage.bus.wait()
     assert "cannot connect" in failed(run(stage, "images"), Exit.NO_SERVICE)
 
 

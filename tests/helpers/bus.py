@@ -504,6 +504,18 @@ def children(pid: int) -> Iterator[int]:
         yield from map(int, (task / "children").read_text().split())
 
 
+def worker_processes(pid: int) -> list[int]:
+    """The daemon's workers; between fork and exec a child is none yet, and the daemon waits for it to become one."""
+    return [child for child in children(pid) if b"composefsd.workers" in _command_line(child)]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:  # ended meanwhile
+        return b""
+
+
 def open_descriptors(pid: int) -> int:
     """How many descriptors a process has open."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -23,14 +23,9 @@ class Raw:
             self._socket.sendall(f"{line}\r\n".encode())
             self._stream.readline()
         self._socket.sendall(b"BEGIN\r\n")
-        self.send(
-            Message(
-                destination="org.freedesktop.DBus",
-                path="/org/freedesktop/DBus",
-                interface="org.freedesktop.DBus",
-                member="Hello",
-            )
-        )
+        bus = "org.freedesktop.DBus"
+        hello = Message(destination=bus, path="/org/freedesktop/DBus", interface=bus, member="Hello")
+        self.reply(self.send(hello))  # the bus reads without descriptors until it has read this
 
     def __enter__(self) -> Self:
         return self

@@ -14,8 +14,8 @@ from composefsd.client.text import width_of
 
 JOB = Job.parse("/job", Properties({"State": "running", "Stage": "fetch", "Progress": 0.25}))
 FETCH = replace(
-    JOB, bytes_reused=100_000_000, bytes_done=50_000_000, bytes_total=300_000_000, items_done=1, items_total=4,
-    rate=10_000_000,
+    JOB, progress=None, bytes_reused=100_000_000, bytes_done=50_000_000, bytes_total=300_000_000,
+    items_done=1, items_total=4, rate=10_000_000,
 )  # fmt: skip
 
 
@@ -31,10 +31,14 @@ def test_reused_bytes_count_as_done() -> None:
     assert fraction_of(FETCH) == 0.5
 
 
-def test_without_bytes_the_items_tell_and_without_both_the_daemon() -> None:
+def test_the_daemon_knows_best_then_bytes_tell_and_then_items() -> None:
+    assert fraction_of(replace(FETCH, progress=0.1)) == 0.1
     assert fraction_of(replace(FETCH, bytes_total=0)) == 0.25
-    assert fraction_of(JOB) == 0.25
     assert fraction_of(replace(JOB, progress=None)) is None
+
+
+def test_bytes_of_an_earlier_stage_are_not_shown_as_those_of_this_one() -> None:
+    assert facts_of(replace(FETCH, stage="commit")) == [" 50%", "1/4"]
 
 
 def test_a_job_that_waits_or_stops_is_called_so() -> None:
@@ -101,5 +105,5 @@ def test_lines_tell_stages_and_every_few_seconds_how_far_one_is() -> None:
     assert stream.getvalue().splitlines() == [
         "fetch",
         "generate",
-        "generate: 50%, 150 MB of 300 MB, 1/4, 10 MB/s, 0:15",
+        "generate: 50%, 1/4",
     ]

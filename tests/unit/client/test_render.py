@@ -60,12 +60,10 @@ def test_the_widest_column_gives_way_first() -> None:
     assert lines[1].endswith("…")
 
 
-def test_a_line_on_a_terminal_is_cut_and_in_a_pipe_it_is_not() -> None:
-    narrow, pipe = screen(10), screen()
-    for target in (narrow, pipe):
-        target.line("x" * 20)
-    assert shown(narrow) == ["x" * 9 + "…"]
-    assert shown(pipe) == ["x" * 20]
+def test_a_line_is_not_cut_since_reasons_and_digests_may_be_long() -> None:
+    narrow = screen(10)
+    narrow.line("x" * 20)
+    assert shown(narrow) == ["x" * 20]
 
 
 def test_colours_are_only_where_they_are_wanted() -> None:

@@ -67,10 +67,18 @@ def test_an_image_tells_why_it_does_not_boot_and_where_it_is_deployed() -> None:
     assert "config" not in text  # the daemon did not tell
 
 
-def test_on_a_terminal_the_short_digest_is_one_that_the_daemon_takes() -> None:
+def test_on_a_terminal_tables_have_short_digests_and_inspect_has_whole_ones() -> None:
+    table = seen(lambda screen: show.images(screen, [IMAGE]), 120)
+    assert f"os, stable  {HEX[:12]}  Debian" in table
     text = seen(lambda screen: show.image(screen, IMAGE), 80)
-    assert f"manifest    {HEX[:12]}\n" in text
-    assert f"deployment  {HEX[:12]}.1\n" in text
+    assert f"manifest    sha256:{HEX[:64]}\n" in text
+    assert f"deployment  {HEX}.1\n" in text
+
+
+def test_computed_digests_are_whole_everywhere() -> None:
+    computed: dict[str, Value] = {"boot-digest": f"sha512:{HEX}"}
+    for width in (None, 40):
+        assert seen(lambda screen: show.digests(screen, computed), width) == f"boot digest  sha512:{HEX}\n"
 
 
 def test_a_deployment_shows_its_roles_and_its_tries() -> None:
