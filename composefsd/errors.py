@@ -194,7 +194,13 @@ def to_wire(error: ComposefsdError) -> WireError:
     return {"name": type(error).__name__, "message": error.message, "facts": dict(error.facts)}
 
 
-def from_wire(wire: WireError) -> ComposefsdError:
-    """The error that `to_wire` was given; a class that does not exist here becomes InternalError."""
-    cls = _classes(ComposefsdError).get(wire["name"], InternalError)
-    return cls(wire["message"], **wire["facts"])
+def from_wire(wire: object) -> ComposefsdError:
+    """The error that `to_wire` was given; anything else becomes an InternalError, for the sender may be hostile."""
+    match wire:
+        case {"name": str(name), "message": str(message), "facts": dict(facts)}:
+            cls = _classes(ComposefsdError).get(name, InternalError)
+            error = cls(message)
+            error.facts = {str(key): value for key, value in facts.items() if isinstance(value, str | int | None)}
+            return error
+        case _:
+            return InternalError("a worker failed, and told an error that cannot be read")

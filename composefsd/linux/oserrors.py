@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from composefsd.errors import ComposefsdError, DeviceError, Fact, NoSpaceError, ReadOnlyError
+from composefsd.errors import ComposefsdError, DeviceError, Fact, LimitExceededError, NoSpaceError, ReadOnlyError
 
 _MEANINGS: Final[dict[int, type[ComposefsdError]]] = {
     errno.ENOSPC: NoSpaceError,
@@ -17,6 +17,7 @@ _MEANINGS: Final[dict[int, type[ComposefsdError]]] = {
     errno.EIO: DeviceError,
     errno.EUCLEAN: DeviceError,  # the filesystem found its own structures damaged
     errno.EBADMSG: DeviceError,  # the same, or data that fails its checksum
+    errno.EFBIG: LimitExceededError,
 }
 
 

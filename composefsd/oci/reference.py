@@ -27,6 +27,8 @@ _ARCHITECTURES: Final = {  # uname -m to GOARCH and variant
     "riscv64": ("riscv64", ""),
     "loongarch64": ("loong64", ""),
 }
+_COMPATIBLE: Final = {"arm": ("v8", "v7", "v6", "v5"), "arm64": ("v8",)}
+"""Variants of an architecture, each of which runs those behind it."""
 
 
 class Transport(StrEnum):
@@ -94,10 +96,9 @@ class Platform:
 
     def choices(self) -> tuple[str, ...]:
         """The variants that this platform runs, best first, as containers/image walks them."""
-        if self.architecture == "arm":
-            known = ("v8", "v7", "v6", "v5")
-            start = known.index(self.variant) if self.variant in known else 0
-            return (*known[start:], "")
-        if self.architecture == "arm64":
-            return ("v8", "")
-        return ("", self.variant) if self.variant else ("",)
+        known = _COMPATIBLE.get(self.architecture, ())
+        if not self.variant:
+            return ("", *known)
+        if self.variant in known:
+            return (*known[known.index(self.variant) :], "")
+        return (self.variant, "")

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from composefsd import verity
 from composefsd.digests import DiffId, OciDigest
-from composefsd.errors import DigestMismatchError, NameInUseError
+from composefsd.errors import DigestMismatchError, NameInUseError, NoSpaceError
 from composefsd.oci.manifest import ImageConfig, Manifest, OciImage, check_digest
 from composefsd.oci.storage import (
     CONFIG_PREFIX,
@@ -40,7 +40,8 @@ _HELD: Final = "composefsd-held"
 class _LayerSink:
     """Objects and a splitstream out of the ring's stream."""
 
-    def __init__(self, repository: Repository, diff_id: DiffId) -> None:
+    def __init__(self, repository: Repository, diff_id: DiffId, limit_bytes: int) -> None:
+        self._limit = self._left = limit_bytes
         self._objects = repository.objects
         self._hash = hashlib.new(diff_id.algorithm)
         self.stream = Writer(repository.algorithm, ContentType.OCI_LAYER)
@@ -52,6 +53,13 @@ class _LayerSink:
         return DiffId(self._hash.name, self._hash.hexdigest())
 
     def slot(self, data: memoryview) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            raise NoSpaceError(
+                f"the layer unpacks to more than the {self._limit} bytes that there is room for",
+                partition="repository",
+                free_bytes=self._limit,
+            )
         self._hash.update(data)
 
     def file(self, data: memoryview) -> None:
@@ -80,13 +88,14 @@ def _write(fd: int, data: bytes | bytearray) -> None:
 def store_layer(call: Call) -> dict[str, Any]:
     """Store a layer.  fds: repository, ring, free slots (write), cuts (read), and a memfd for the files' digests.
 
-    args: `diff_id`.  Answers with `stream`, the digest of the layer's splitstream, which has no name yet, and
-    `digests`, the bytes written to the memfd: the digests of the files that are stored apart, in the tar's order.
+    args: `diff_id`, `limit` of the tar's bytes.  Answers with `stream`, the digest of the layer's splitstream, which
+    has no name yet, `digests`, the bytes written to the memfd: the digests of the files that are stored apart, in the
+    tar's order, and `added`, the number of new objects.
     """
     repository_fd, ring_fd, free_fd, cuts_fd, digests_fd = call.fds
     expected = DiffId.parse(call.args["diff_id"])
     with Repository.adopt(os.dup(repository_fd)) as repository:
-        sink = _LayerSink(repository, expected)
+        sink = _LayerSink(repository, expected, call.args["limit"])
         deliver(RingReader(ring_fd, free_fd, cuts_fd), sink)
         if sink.diff_id != expected:
             raise DigestMismatchError(
@@ -179,6 +188,7 @@ def _publish(repository: Repository, order: _Order, images: Mapping[str, bytes])
         repository.link_stream(config_name, config_id)
         repository.link_stream(manifest_stream(manifest.digest), manifest_id)
         _refresh_manifests(repository, config.digest, config_id)
+    repository.sync()  # a tag, and then a boot entry, must not lead to links that are not on the disk yet
     if order.tag is not None:
         repository.tag(order.tag, manifest_stream(manifest.digest))
 

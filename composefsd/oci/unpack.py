@@ -127,10 +127,9 @@ def decompress(blob: BlobReader, compression: Compression) -> Iterator[bytes]:
 class _Tar:
     """The plain tar on its way into the ring: the tar parser's LayerStream."""
 
-    def __init__(self, chunks: Iterator[bytes], ring: RingWriter, limit_bytes: int) -> None:
+    def __init__(self, chunks: Iterator[bytes], ring: RingWriter) -> None:
         self._chunks = chunks
         self._ring = ring
-        self._left = limit_bytes
         self._chunk = memoryview(b"")
 
     def inline(self, count: int) -> bytes:
@@ -161,9 +160,6 @@ class _Tar:
 
     def _more(self) -> bool:
         chunk = next(self._chunks, b"")
-        self._left -= len(chunk)
-        if self._left < 0:
-            raise LimitExceededError("the layer is larger than this host allows a layer to be, or has room for")
         self._chunk = memoryview(chunk)
         return bool(chunk)
 
@@ -171,14 +167,14 @@ class _Tar:
 def unpack(call: Call) -> dict[str, Any]:
     """Unpack a layer.  fds: blob, ring, free slots (read), cuts (write), columns.
 
-    args: `compression`, `algorithm`, `hex` and `size` of the blob, `offset` (None to read a pipe), `limit` of the
-    tar's bytes.  Answers with `columns`, their size in bytes; reports `bytes` of the blob as it goes.
+    args: `compression`, `algorithm`, `hex` and `size` of the blob, `offset` (None to read a pipe).  Answers
+    with `columns`, their size in bytes; reports `bytes` of the blob as it goes.
     """
     blob_fd, ring_fd, free_fd, cuts_fd, columns_fd = call.fds
     blob = BlobReader(call, blob_fd)
     ring = RingWriter(ring_fd, free_fd, cuts_fd)
     chunks = decompress(blob, Compression(call.args["compression"]))
-    layer = parse_layer(_Tar(chunks, ring, call.args["limit"]))
+    layer = parse_layer(_Tar(chunks, ring))
     blob.check()
     ring.close()
     columns = memoryview(layer.serialize())
@@ -186,6 +182,18 @@ def unpack(call: Call) -> dict[str, Any]:
     while written < len(columns):
         written += os.pwrite(columns_fd, columns[written:], written)
     return {"columns": len(columns)}
+
+
+def _forward(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive, as long as each lies behind the one before: a size may lead back."""
+    last = -1
+    for count, member in enumerate(archive):
+        if count == _ARCHIVE_MEMBERS:
+            raise LimitExceededError(f"the archive has more than {_ARCHIVE_MEMBERS} members")
+        if member.size < 0 or member.offset <= last:
+            raise FormatError(f"the archive has a member at {member.offset} that leads back")
+        last = member.offset
+        yield member
 
 
 def list_archive(call: Call) -> dict[str, Any]:
@@ -198,12 +206,10 @@ def list_archive(call: Call) -> dict[str, Any]:
         file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in archive:
+                for member in _forward(archive):
                     if member.isreg():
                         members[member.name.removeprefix("./")] = (member.offset_data, member.size)
-                    if len(members) > _ARCHIVE_MEMBERS:
-                        raise LimitExceededError(f"the archive has more than {_ARCHIVE_MEMBERS} files")
-        except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError, OSError) as error:
             raise FormatError(f"the archive is no valid tar: {error}") from error
     return {"members": members}
 

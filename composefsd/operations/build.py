@@ -16,7 +16,7 @@ from composefsd.operations.progress import Progress, Stage
 from composefsd.repository import Repository
 from composefsd.repository.links import ensure_directory
 from composefsd.tree.normative import XattrMode
-from composefsd.workers.pool import Event, Worker
+from composefsd.workers.pool import Event, Worker, number
 
 IMAGER = "composefsd.operations.imaging"
 
@@ -101,9 +101,7 @@ async def build_images(
     }
 
     def tell(event: Event) -> None:
-        done = event.get("layers")
-        if isinstance(done, int):
-            progress.items(done=done, total=len(layers))
+        progress.items(done=number(event, "layers"), total=len(layers))
 
     progress.stage(Stage.GENERATE)
     objects = open_objects(repository)

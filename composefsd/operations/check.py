@@ -6,7 +6,7 @@ from composefsd.operations.collect import KEEPER
 from composefsd.operations.host import Host
 from composefsd.operations.model import CheckResult, Finding
 from composefsd.operations.progress import Progress, Stage
-from composefsd.workers.pool import Event, worker
+from composefsd.workers.pool import Event, number, worker
 
 DEPTHS = ("metadata", "quick", "full")
 """How much is looked at: links and tables; the same and the existence of every object; every object's content."""
@@ -28,7 +28,7 @@ async def check(
     def tell(event: Event) -> None:
         nonlocal total
         if "finding" not in event:
-            progress.items(done=int(event["done"]), total=int(event["total"]))
+            progress.items(done=number(event, "done"), total=number(event, "total"))
             return
         total += 1
         found = Finding(*event["finding"])

@@ -5,7 +5,7 @@ from typing import Any
 from composefsd.operations.host import Host
 from composefsd.operations.model import CollectResult
 from composefsd.operations.progress import Progress, Stage
-from composefsd.workers.pool import Event, worker
+from composefsd.workers.pool import Event, number, worker
 
 KEEPER = "composefsd.operations.keeper"
 
@@ -21,7 +21,7 @@ async def collect_garbage(host: Host, *, dry_run: bool, progress: Progress) -> C
             pass  # only to refuse what may not be written
 
     def tell(event: Event) -> None:
-        progress.items(done=int(event["done"]), total=int(event["total"]))
+        progress.items(done=number(event, "done"), total=number(event, "total"))
 
     progress.stage(Stage.MARK)
     args: dict[str, Any] = {"repository": str(host.settings.repository), "dry_run": dry_run}

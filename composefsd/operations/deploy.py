@@ -6,6 +6,7 @@ is boot image, the tag that keeps the image, then what the deploy room does; rem
 
 import asyncio
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ from composefsd.operations.images import image_facts
 from composefsd.operations.model import DeployRequest, GenerateRequest
 from composefsd.operations.progress import Progress, Stage
 from composefsd.repository import Repository
-from composefsd.workers.pool import Event, worker
+from composefsd.workers.pool import Event, number, worker
 
 DEPLOYER: Final = "composefsd.operations.deployer"
 
@@ -58,14 +59,16 @@ async def deploy(host: Host, image: OciDigest, request: DeployRequest, progress:
     plan.check()
     progress.stage(Stage.WRITE)
     progress.point_of_no_return()
-    async with host.writing() as repository:
-        await asyncio.to_thread(repository.tag, order.tag, manifest_stream(image))
+    async with host.writing() as repository, host.deploying:
+        async with host.naming:
+            await asyncio.to_thread(repository.tag, order.tag, manifest_stream(image))
+        await asyncio.to_thread(repository.sync)  # whoever made the boot image: it is on the disk before its entry
         try:
-            deployment_id = await _write(host, repository, order, plan, progress)
+            deployment_id, needed = await _write(host, repository, order, plan, progress)
         except ComposefsdError:
-            if order.tag not in {one.tag for one in await list_deployments(host)}:
-                repository.untag(order.tag)
+            await _settle(host, repository)
             raise
+        await _drop_tags(host, repository, needed)
     return await _find(host, deployment_id)
 
 
@@ -82,30 +85,47 @@ async def remove_deployment(host: Host, deployment_id: str, *, state: bool, prog
     progress.stage(Stage.SWEEP)
     progress.point_of_no_return()
     args = _places(host) | {"deployment": deployment_id, "state": state}
-    async with host.writing() as repository:
+    async with host.writing() as repository, host.deploying:
         async with worker(DEPLOYER, sandboxed=False) as deployer:
             answer = await deployer.call("remove", args)
-        if answer["tag"]:
-            repository.untag(answer["tag"])
+        await _drop_tags(host, repository, answer["needed"])
     return int(answer["freed_bytes"])
 
 
 async def recover(host: Host) -> tuple[str, ...]:
     """Settle what was interrupted; to be called before the first change.  Answers with what could not be settled."""
-    try:
-        args = _places(host)
-    except EspNotFoundError:  # nothing was ever written then
-        return ()
     if not host.settings.sysroot.is_dir():
         return ()
     try:
-        async with host.writing() as repository, worker(DEPLOYER, sandboxed=False) as deployer:
+        async with host.writing() as repository, host.deploying:
+            return await _settle(host, repository)
+    except ComposefsdError as error:
+        return (error.message,)
+
+
+async def _settle(host: Host, repository: Repository) -> tuple[str, ...]:
+    """Finish or undo what was interrupted, and drop tags that nothing needs.  Answers with what could not be done."""
+    try:
+        args = _places(host)
+    except EspNotFoundError:  # nothing was ever written, or it cannot be seen now
+        return ()
+    try:
+        async with worker(DEPLOYER, sandboxed=False) as deployer:
             answer = await deployer.call("recover", args)
-            for tag in answer["tags"]:
-                repository.untag(tag)
+        await _drop_tags(host, repository, answer["needed"])
     except ComposefsdError as error:
         return (error.message,)
     return tuple(answer["problems"])
+
+
+async def _drop_tags(host: Host, repository: Repository, needed: Sequence[str] | None) -> None:
+    """Drop the tags of deployments that are gone, whoever has removed them; `needed` None: nobody knows for sure."""
+    if needed is None:
+        return
+    async with host.naming:
+        for tag in repository.tags():
+            if tag.startswith(DEPLOYMENT_TAG) and tag not in needed:
+                await asyncio.to_thread(repository.untag, tag)
 
 
 def partitions(host: Host) -> room.BootPartitions:
@@ -169,12 +189,14 @@ async def _find(host: Host, deployment_id: str) -> Deployment:
     raise NoSuchDeploymentError(f"deployment {deployment_id} went away", deployment=deployment_id)
 
 
-async def _write(host: Host, repository: Repository, order: DeploymentOrder, plan: Plan, progress: Progress) -> str:
-    """Have the deployer carry the order out; answers with the deployment's id."""
+async def _write(
+    host: Host, repository: Repository, order: DeploymentOrder, plan: Plan, progress: Progress
+) -> tuple[str, Sequence[str] | None]:
+    """Have the deployer carry the order out; answers with the deployment's id, and the tags that are needed now."""
     total = sum(file.size for file in plan.files if file.path not in plan.present)
 
     def tell(event: Event) -> None:
-        progress.bytes(reused=0, done=int(event["written"]), total=total)
+        progress.bytes(reused=0, done=number(event, "written"), total=total)
 
     wanted = {file.source for file in plan.files}
     with ExitStack() as stack:
@@ -186,7 +208,7 @@ async def _write(host: Host, repository: Repository, order: DeploymentOrder, pla
         args = _places(host) | {"order": order.to_wire(), "sources": list(sources)}
         async with worker(DEPLOYER, sandboxed=False) as deployer:
             answer = await deployer.call("deploy", args, tuple(sources.values()), tell)
-    return str(answer["deployment"])
+    return str(answer["deployment"]), answer["needed"]
 
 
 def _places(host: Host) -> dict[str, Any]:

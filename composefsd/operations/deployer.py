@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from composefsd import deploy as room
-from composefsd.operations.deployment_order import DeploymentOrder
+from composefsd.operations.deployment_order import DeploymentOrder, deployment_tag
 from composefsd.workers.serve import Call, Task
 
 _TICK_BYTES: Final = 1 << 20
@@ -24,7 +24,7 @@ def _places(call: Call) -> Iterator[room.Places]:
 def deploy(call: Call) -> dict[str, Any]:
     """Deploy an order.  fds: the contents whose paths are in `sources`.  args: `order`, `sources`.
 
-    Answers with the `deployment`'s id; reports `written` bytes.
+    Answers with the `deployment`'s id and the `needed` tags; reports `written` bytes.
     """
     order = DeploymentOrder.from_wire(call.args["order"])
     sources = dict(zip(call.args["sources"], call.fds, strict=True))
@@ -39,31 +39,32 @@ def deploy(call: Call) -> dict[str, Any]:
 
     with _places(call) as places:
         done = room.deploy(places, order.for_room(), sources, booted=call.args["booted"], written=written)
-    return {"deployment": done.id}
+        return {"deployment": done.id, "needed": _needed_tags(places)}
 
 
 def remove(call: Call) -> dict[str, Any]:
-    """Remove a deployment.  args: `deployment`, `state`; answers with `freed_bytes` and the `tag` that can go."""
+    """Remove a deployment.  args: `deployment`, `state`; answers with `freed_bytes` and the `needed` tags."""
     with _places(call) as places:
         booted, deployment_id = call.args["booted"], call.args["deployment"]
         removal = room.remove(places, deployment_id, booted=booted, remove_state=call.args["state"])
-        tags = _tags(places)
-    tag = removal.deployment.tag
-    return {"freed_bytes": removal.freed_bytes, "tag": tag if tag not in tags else ""}
+        return {"freed_bytes": removal.freed_bytes, "needed": _needed_tags(places)}
 
 
 def recover(call: Call) -> dict[str, Any]:
-    """Settle what was interrupted; answers with the `tags` that can go and the `problems` that are left."""
+    """Settle what was interrupted; answers with the `needed` tags and the `problems` that are left."""
     with _places(call) as places:
         recovery = room.recover(places, call.args["booted"])
-        tags = _tags(places)
-    gone = {deployment.tag for deployment in (*recovery.undone, *recovery.retired)}
-    return {"tags": sorted(gone - tags - {""}), "problems": list(recovery.problems)}
+        return {"needed": _needed_tags(places), "problems": list(recovery.problems)}
 
 
-def _tags(places: room.Places) -> set[str]:
-    """The tags that deployments still need."""
-    return {deployment.tag for deployment in room.list_deployments(places).deployments}
+def _needed_tags(places: room.Places) -> list[str] | None:
+    """The tags that deployments need, those without a record included; None if that cannot be told for sure."""
+    listing = room.list_deployments(places)
+    if listing.problems:
+        return None
+    tags = {deployment.tag for deployment in listing.deployments}
+    tags |= {deployment_tag(one.manifest_digest) for one in listing.deployments if one.manifest_digest is not None}
+    return sorted(tags - {""})
 
 
 TASKS: Final[dict[str, Task]] = {"deploy": deploy, "remove": remove, "recover": recover}

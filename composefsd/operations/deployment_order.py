@@ -16,6 +16,11 @@ DEPLOYMENT_TAG: Final = "deployment/"
 """Names under this prefix keep the images of deployments; they are not shown, and nobody else may give them."""
 
 
+def deployment_tag(image: OciDigest) -> str:
+    """The name that keeps an image while it is deployed."""
+    return f"{DEPLOYMENT_TAG}{image.hex}"
+
+
 @dataclass(frozen=True, slots=True)
 class BootImageFact:
     """A boot image of the OCI image, and whether the repository holds it."""
@@ -39,7 +44,7 @@ class DeploymentOrder:
     @property
     def tag(self) -> str:
         """The name that keeps the image while it is deployed."""
-        return f"{DEPLOYMENT_TAG}{self.manifest_digest.hex}"
+        return deployment_tag(self.manifest_digest)
 
     def to_wire(self) -> dict[str, Any]:
         """As values that JSON can carry."""

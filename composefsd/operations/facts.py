@@ -6,7 +6,9 @@ back through checked getters: the imager reads hostile bytes, and a file may be 
 """
 
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -22,7 +24,10 @@ from composefsd.document import DOCUMENT_BYTES, Document
 from composefsd.errors import ComposefsdError
 from composefsd.tree.table import Kind, Tree
 
+log = logging.getLogger(__name__)
+
 _VERSION: Final = 1
+_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{128})?")
 _OS_RELEASES: Final = (b"/usr/lib/os-release", b"/etc/os-release")
 _OS_RELEASE_BYTES: Final = 64 << 10
 _LABEL: Final = b"security.selinux"
@@ -126,7 +131,7 @@ class Facts:
 
 def _boot_fact(document: Document) -> BootFact:
     files = (
-        FileFact(file.text("path"), file.integer("size_bytes"), file.text("digest"))
+        FileFact(file.text("path"), file.integer("size_bytes"), file.text("digest", form=_DIGEST))
         for file in document.children("files")
     )
     return BootFact(
@@ -267,14 +272,27 @@ def load_facts(state: Path, image: OciDigest) -> Facts | None:
 
 
 def save_facts(state: Path, image: OciDigest, facts: Facts) -> None:
-    """Keep the facts of an image; a file that is lost is only gathered again, so nothing is synced."""
+    """Keep the facts of an image, if that is possible: they can be gathered again, so nothing is synced either."""
+    data = _serialize(facts)
+    if len(data) > DOCUMENT_BYTES:
+        data = _serialize(Facts.unknown("the image says more about how it boots than can be kept"))
     path = _path(state, image)
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"version": _VERSION, "facts": asdict(facts)}, separators=(",", ":")))
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("the facts of image %s cannot be kept: %s", image, error.strerror)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _serialize(facts: Facts) -> bytes:
+    return json.dumps({"version": _VERSION, "facts": asdict(facts)}, separators=(",", ":")).encode()
 
 
 def forget_facts(state: Path, image: OciDigest) -> None:
     """Drop the facts of an image that went."""
-    _path(state, image).unlink(missing_ok=True)
+    with suppress(OSError):
+        _path(state, image).unlink()

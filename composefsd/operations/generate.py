@@ -71,9 +71,11 @@ class ImageMaker:
             known |= {_order(one): one for one in made}
             asked = tuple(known[order] for order in orders)
             _check_expected(asked, expect)
+            await self.imager.end()  # nobody can write to the files any more when they are hashed
             self.progress.stage(Stage.COMMIT)
             self.progress.point_of_no_return()
-            added = await self._commit(image, layers, made, files, tag=tag, replace=replace)
+            async with self.host.naming:
+                added = await self._commit(image, layers, made, files, tag=tag, replace=replace)
         if built is not None:
             save_facts(self.host.settings.state, image.manifest.digest, built.facts)
         return Made(asked, added)

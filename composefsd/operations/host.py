@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from composefsd.errors import (
     ComposefsdError,
     IncompatibleRepositoryError,
     LockedError,
+    NoSpaceError,
     ReadOnlyError,
     UnsupportedError,
     VerityRequiredError,
 )
+from composefsd.linux.oserrors import translated
 from composefsd.repository import Metadata, Repository
 
 _LOCK_SECONDS: Final = 60.0
@@ -40,12 +42,18 @@ class Settings:
 
 
 class Host:
-    """A host: one for the life of the daemon."""
+    """A host: one for the life of the daemon.
 
-    def __init__(self, settings: Settings, metadata: Metadata | None, problems: tuple[tuple[str, str], ...]) -> None:
+    Two locks order the operations of this process: `naming` is held while names come and go in the repository,
+    `deploying` while something changes on the boot partition.
+    """
+
+    def __init__(self, settings: Settings, metadata: Metadata | None, problems: Sequence[ComposefsdError]) -> None:
         self.settings = settings
         self.metadata = metadata
-        self.problems = problems
+        self.naming = asyncio.Lock()
+        self.deploying = asyncio.Lock()
+        self._problems = tuple(problems)
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -57,15 +65,19 @@ class Host:
         try:
             repository = _open_or_create(settings)
         except ComposefsdError as error:
-            return cls(settings, None, ((type(error).__name__.removesuffix("Error"), error.message),))
+            return cls(settings, None, [error])
         with repository:
             problems: list[ComposefsdError] = []
             if not repository.verity and not settings.insecure:
                 problems.append(_insecure(settings.repository))
             if not repository.writable:
                 problems.append(ReadOnlyError(f"the repository {settings.repository} cannot be written"))
-            told = tuple((type(error).__name__.removesuffix("Error"), error.message) for error in problems)
-            return cls(settings, repository.metadata, told)
+            return cls(settings, repository.metadata, problems)
+
+    @property
+    def problems(self) -> tuple[tuple[str, str], ...]:
+        """What keeps the repository from being used: names of error classes without `Error`, and texts."""
+        return tuple((type(error).__name__.removesuffix("Error"), error.message) for error in self._problems)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -81,7 +93,7 @@ class Host:
     async def reading(self) -> AsyncIterator[Repository]:
         """The repository under a shared lock: nothing is collected meanwhile.  Raises LockedError after a minute."""
         with ExitStack() as stack:
-            repository = stack.enter_context(await asyncio.to_thread(_open_or_create, self.settings))
+            repository = stack.enter_context(self._open())
             for attempts_left in reversed(range(int(_LOCK_SECONDS / _LOCK_RETRY_SECONDS))):
                 try:
                     stack.enter_context(repository.shared_lock(timeout=0))
@@ -106,6 +118,12 @@ class Host:
                 raise ReadOnlyError(f"the repository {self.settings.repository} cannot be written")
             yield repository
 
+    def _open(self) -> Repository:
+        """The repository as it was found at the start; it is never created later, when a mount may be missing."""
+        if self.metadata is None:
+            raise self._problems[0]
+        return Repository.open(self.settings.repository)
+
     def check_format(self, version: FormatVersion | None, algorithm: Algorithm | None = None) -> FormatVersion:
         """The format to store an image in.  Raises UnsupportedError for one, or a hash, that the repository lacks."""
         if algorithm not in (None, self.algorithm):
@@ -118,9 +136,18 @@ class Host:
         return version
 
     def room_bytes(self) -> int:
-        """Bytes that may still be written to the repository's filesystem."""
-        about = os.statvfs(self.settings.repository)
-        return max(0, about.f_bavail * about.f_frsize - _RESERVE_BYTES)
+        """Bytes that may still be written to the repository's filesystem.  Raises NoSpaceError if there are none."""
+        with translated("looking for room in the repository"):
+            about = os.statvfs(self.settings.repository)
+        free_bytes = about.f_bavail * about.f_frsize
+        if free_bytes <= _RESERVE_BYTES:
+            raise NoSpaceError(
+                f"the repository's filesystem has {free_bytes} bytes free, of which {_RESERVE_BYTES} have to stay",
+                partition="repository",
+                needed_bytes=_RESERVE_BYTES,
+                free_bytes=free_bytes,
+            )
+        return free_bytes - _RESERVE_BYTES
 
 
 def _insecure(path: Path) -> VerityRequiredError:

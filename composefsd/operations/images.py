@@ -29,12 +29,13 @@ from composefsd.oci.storage import (
 from composefsd.oci.store import check_tag
 from composefsd.operations.build import build_images
 from composefsd.operations.deployment_order import DEPLOYMENT_TAG
-from composefsd.operations.facts import Facts, load_facts, save_facts
+from composefsd.operations.facts import Facts, forget_facts, load_facts, save_facts
 from composefsd.operations.generate import imaging_worker, stored_layers
 from composefsd.operations.host import Host
 from composefsd.operations.model import BootResourceInfo, ImageInfo, TrustState
 from composefsd.operations.progress import Silent
 from composefsd.repository import Repository, refs
+from composefsd.repository.links import Category
 
 _PREFIX_DIGITS: Final = 12
 
@@ -169,7 +170,7 @@ def _check_not_reserved(name: str) -> None:
 async def tag(host: Host, image: OciDigest, name: str, *, replace: bool) -> None:
     """Give an image a name.  Raises InvalidNameError, NameInUseError, NoSuchImageError."""
     check_name(name)
-    async with host.writing() as repository:
+    async with host.writing() as repository, host.naming:
         if repository.stream(manifest_stream(image)) is None:
             raise NoSuchImageError(f"no image {image} in the repository", subject=str(image))
         check_tag(repository, name, image, replace=replace)
@@ -184,10 +185,9 @@ def _tag(repository: Repository, name: str, image: OciDigest) -> None:
 async def untag(host: Host, name: str, *, missing_ok: bool) -> None:
     """Take a name away.  Raises NoSuchImageError if nothing has it, unless that is fine."""
     _check_not_reserved(name)
-    async with host.writing() as repository:
-        if not repository.untag(name) and not missing_ok:
+    async with host.writing() as repository, host.naming:
+        if not await asyncio.to_thread(repository.untag, name) and not missing_ok:
             raise NoSuchImageError(f"no image has the name {name[:300]!r}", subject=name[:300])
-        await asyncio.to_thread(repository.sync)
 
 
 async def remove(host: Host, image: OciDigest, *, force: bool) -> list[str]:
@@ -195,15 +195,29 @@ async def remove(host: Host, image: OciDigest, *, force: bool) -> list[str]:
 
     Raises InUseError if it has deployments, or several names and no `force`; answers with the names that went.
     """
-    async with host.writing() as repository:
+    async with host.writing() as repository, host.naming:
+        stored = load_image(repository, image)
         tags = [name for name, stream in repository.tags().items() if stream == manifest_stream(image)]
         names = sorted(name for name in tags if not name.startswith(DEPLOYMENT_TAG))
         if len(names) != len(tags):
             raise InUseError(f"image {image} is deployed; remove its deployments first", subject=str(image))
         if len(names) > 1 and not force:
             raise InUseError(f"image {image} has the names {', '.join(names)}", subject=str(image))
-        await asyncio.to_thread(_forget, repository, load_image(repository, image), names)
+        _check_only_tags(repository, image, tags)
+        await asyncio.to_thread(_forget, repository, stored, names)
+    forget_facts(host.settings.state, image)
     return names
+
+
+def _check_only_tags(repository: Repository, image: OciDigest, tags: Sequence[str]) -> None:
+    """Raises InUseError if something else than our kind of names leads to the image: it would lead nowhere then."""
+    known = {f"oci/{refs.encode_tag(name)}" for name in tags}
+    others = [
+        name for name, stream in repository.refs(Category.STREAMS).items()
+        if stream == manifest_stream(image) and name not in known
+    ]  # fmt: skip
+    if others:
+        raise InUseError(f"image {image} is kept by the refs {', '.join(sorted(others))}", subject=str(image))
 
 
 def _forget(repository: Repository, stored: StoredImage, names: list[str]) -> None:
@@ -211,9 +225,10 @@ def _forget(repository: Repository, stored: StoredImage, names: list[str]) -> No
     for name in names:
         repository.untag(name)
     repository.unlink_stream(manifest_stream(stored.digest))
-    others = {image.digest for one in _load_all(repository) for image in one.images}
+    others = {image.digest.hex for one in _load_all(repository) for image in one.images}
+    others |= set(repository.refs(Category.IMAGES).values())
     for image in stored.images:
-        if image.digest not in others:
+        if image.digest.hex not in others:
             repository.unlink_image(image.digest.digest)
     repository.sync()
 

@@ -48,8 +48,16 @@ class Objects:
         text = digest.hex()
         try:
             return os.open(f"{text[:2]}/{text[2:]}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
-        except OSError as error:
-            raise ObjectMissingError(f"object {text} cannot be read: {error.strerror}", object=text) from error
+        except FileNotFoundError as error:
+            raise ObjectMissingError(f"object {text} is missing", object=text) from error
+
+    def size(self, digest: bytes) -> int:
+        """The size of an object in bytes.  Raises ObjectMissingError."""
+        text = digest.hex()
+        try:
+            return os.stat(f"{text[:2]}/{text[2:]}", dir_fd=self.fd, follow_symlinks=False).st_size
+        except FileNotFoundError as error:
+            raise ObjectMissingError(f"object {text} is missing", object=text) from error
 
     def read(self, digest: bytes, limit_bytes: int) -> bytes:
         """A whole object.  Raises LimitExceededError if it is larger than the limit."""
@@ -72,7 +80,8 @@ class Objects:
 class _StoredTar:
     """A layer's tar as its splitstream has it: the tar parser's LayerStream."""
 
-    def __init__(self, stream: Splitstream) -> None:
+    def __init__(self, objects: Objects, stream: Splitstream) -> None:
+        self._objects = objects
         self._refs = stream.object_refs
         self._chunks = stream.chunks()
         self._inline = b""
@@ -90,7 +99,10 @@ class _StoredTar:
             self._more()
         if self._inline or self._next is None:
             raise FormatError(f"the layer's stream has no object where its tar has a file of {size} bytes")
-        self.digests += self._refs[self._next]
+        digest = self._refs[self._next]
+        if self._objects.size(digest) != size:  # whoever cut the stream was not who hashed it
+            raise FormatError(f"object {digest.hex()} has not the {size} bytes of the file that it stands for")
+        self.digests += digest
         self._next = None
 
     def rest(self) -> None:
@@ -114,7 +126,7 @@ class _StoredTar:
 
 def _stored_layer(objects: Objects, digest: bytes) -> tuple[LayerTable, bytearray]:
     data = objects.read(digest, STREAM_BYTES)
-    tar = _StoredTar(Splitstream.parse(data, objects.algorithm, ContentType.OCI_LAYER))
+    tar = _StoredTar(objects, Splitstream.parse(data, objects.algorithm, ContentType.OCI_LAYER))
     return parse_layer(tar), tar.digests
 
 

@@ -4,22 +4,24 @@ import asyncio
 import os
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from composefsd.digests import DiffId
-from composefsd.errors import FormatError, JobInterruptedError
+from composefsd.errors import JobInterruptedError
 from composefsd.oci.manifest import Layer, OciImage
 from composefsd.oci.storage import layer_stream
 from composefsd.oci.transport.source import Blob, Source
 from composefsd.operations.progress import Progress, Stage
 from composefsd.repository import Repository
-from composefsd.workers.pool import Event, Worker
+from composefsd.workers.pool import Event, Worker, number
 from composefsd.workers.ring import create_ring
 
 _PASSED_LAYERS: Final = 90
 """How many layers can be handed to the imager as columns; more would not fit into one message."""
 
+
+_GRACE_SECONDS: Final = 5.0
 
 Answer = Coroutine[Any, Any, dict[str, Any]]
 
@@ -81,8 +83,8 @@ class LayerFetcher:
         """All layers, bottom first; those that the repository has are not read again."""
         self.progress.stage(Stage.FETCH)
         known: dict[DiffId, StoredLayer] = {}
-        for number, layer in enumerate(image.layers):
-            self.progress.items(done=number, total=len(image.layers))
+        for done, layer in enumerate(image.layers):
+            self.progress.items(done=done, total=len(image.layers))
             self._tell(0)
             if layer.diff_id in known:
                 self.tally.reused += layer.blob.size_bytes
@@ -90,7 +92,12 @@ class LayerFetcher:
                 known[layer.diff_id] = await self._fetch(layer)
         self._tell(0)
         self.progress.items(done=len(image.layers), total=len(image.layers))
-        return [known[layer.diff_id] for layer in image.layers]
+        found, columns = [], set[DiffId]()
+        for layer in image.layers:  # the same layer a second time is read from its stream: columns go once
+            again = layer.diff_id in columns
+            columns.add(layer.diff_id)
+            found.append(replace(known[layer.diff_id], columns=None) if again else known[layer.diff_id])
+        return found
 
     async def _fetch(self, layer: Layer) -> StoredLayer:
         stream = self.repository.stream(layer_stream(layer.diff_id))
@@ -102,7 +109,17 @@ class LayerFetcher:
         return stored
 
     async def _unpack(self, layer: Layer, blob: Blob) -> StoredLayer:
-        columns_fd, digests_fd = (self._memfd(name) for name in ("columns", "digests"))
+        with ExitStack() as stack:
+            columns_fd, digests_fd = (_memfd(name, stack) for name in ("columns", "digests"))
+            stored, columns = await self._transfer(layer, blob, columns_fd, digests_fd)
+            if self._passed < _PASSED_LAYERS:
+                self._passed += 1
+                self.keep.push(stack.pop_all())
+                return StoredLayer(layer.diff_id, stored, columns)
+        return StoredLayer(layer.diff_id, stored)
+
+    async def _transfer(self, layer: Layer, blob: Blob, columns_fd: int, digests_fd: int) -> tuple[bytes, Columns]:
+        """Unpack, store and name a layer; answers with its stream, and with what lies in the memfds."""
         digest = layer.blob.digest
         unpack = {
             "compression": layer.blob.compression().value,
@@ -110,9 +127,8 @@ class LayerFetcher:
             "hex": digest.hex,
             "size": layer.blob.size_bytes,
             "offset": blob.offset,
-            "limit": self.limit_bytes,
         }
-        store = {"diff_id": str(layer.diff_id)}
+        store = {"diff_id": str(layer.diff_id), "limit": self.limit_bytes}
         with _closing(blob.fd), _ring() as (writing, reading):
             await self.unpacker.start("unpack", unpack, (blob.fd, *writing, columns_fd))
             await self.storer.start("store_layer", store, (self.repository.fd, *reading, digests_fd))
@@ -122,22 +138,12 @@ class LayerFetcher:
             "name_layer", {"diff_id": str(layer.diff_id), "stream": stored["stream"]}, (self.repository.fd,)
         )
         self.tally.objects_added += int(stored["added"])
-        columns = None
-        if self._passed < _PASSED_LAYERS:
-            self._passed += 1
-            columns = Columns(columns_fd, _size(unpacked), digests_fd, int(stored["digests"]))
-        return StoredLayer(layer.diff_id, bytes.fromhex(stored["stream"]), columns)
-
-    def _memfd(self, name: str) -> int:
-        fd = os.memfd_create(f"composefsd-{name}", os.MFD_CLOEXEC)
-        self.keep.callback(os.close, fd)
-        return fd
+        columns = Columns(columns_fd, number(unpacked, "columns"), digests_fd, int(stored["digests"]))
+        return bytes.fromhex(stored["stream"]), columns
 
     def _on_event(self, event: Event) -> None:
         self.progress.stage(Stage.UNPACK)
-        done = event.get("bytes")
-        if isinstance(done, int):
-            self._tell(done)
+        self._tell(number(event, "bytes"))
 
     def _tell(self, more_bytes: int) -> None:
         tally = self.tally
@@ -145,11 +151,10 @@ class LayerFetcher:
         self.progress.bytes(reused=tally.reused, done=done, total=tally.total)
 
 
-def _size(unpacked: dict[str, Any]) -> int:
-    size = unpacked.get("columns")
-    if not isinstance(size, int) or size < 0:
-        raise FormatError("the unpacker did not tell the size of its columns")
-    return size
+def _memfd(name: str, stack: ExitStack) -> int:
+    fd = os.memfd_create(f"composefsd-{name}", os.MFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
 
 
 @contextmanager
@@ -179,7 +184,9 @@ async def _both(unpack: Answer, store: Answer) -> tuple[dict[str, Any], dict[str
     """
     tasks = [asyncio.ensure_future(unpack), asyncio.ensure_future(store)]
     try:
-        await asyncio.wait(tasks)
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if pending:  # one has failed: the other one sees that its partner is gone, or is not to be waited for
+            await asyncio.wait(pending, timeout=_GRACE_SECONDS)
     finally:
         for task in tasks:
             task.cancel()

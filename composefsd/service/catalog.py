@@ -25,6 +25,11 @@ from composefsd.service.export import ObjectTree, View
 log = logging.getLogger(__name__)
 
 _FRESH_SECONDS: Final = 1.0
+_FRESH_TIMES: Final = 20
+"""What took long to read is fresh for that many times as long: looking must not keep the daemon busy."""
+
+_STALE_SECONDS: Final = 30.0
+
 _PATIENCE_SECONDS: Final = 3.0
 """How long a caller waits for what is read anew before it gets what is remembered: a collection may hold the lock."""
 
@@ -67,7 +72,7 @@ class Catalog:
         self._host = host
         self._tree = tree
         self._lock = asyncio.Lock()
-        self._read_at = float("-inf")
+        self._fresh_until = float("-inf")
         self._reading: asyncio.Task[None] | None = None
         self._images: dict[OciDigest, View[ImageFacts]] = {}
         self._deployments: dict[str, View[DeploymentFacts]] = {}
@@ -103,11 +108,12 @@ class Catalog:
                 if found != self.partitions:
                     self.partitions = found
                     self._tree.changed(names.ROOT_PATH, names.BOOT, "Esp", "Xbootldr")
-            self._read_at = started_at
+            now = time.monotonic()
+            self._fresh_until = now + min(max(_FRESH_SECONDS, _FRESH_TIMES * (now - started_at)), _STALE_SECONDS)
 
     async def update(self) -> None:
         """Read everything anew if that was not done just now, but do not wait long for it."""
-        if time.monotonic() - self._read_at < _FRESH_SECONDS:
+        if time.monotonic() < self._fresh_until:
             return
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self.refresh())

@@ -108,6 +108,7 @@ class Daemon:
 
     async def _prepare(self) -> None:
         """Export everything, before anybody can see it."""
+        notify.starting()
         services, host = self._services, self._services.host
         await self._clients.watch_bus()
         unsettled = () if host.problems else await recover(host)  # nothing can be written otherwise
@@ -184,7 +185,8 @@ class Daemon:
 
 def _features(state: RepositoryState) -> Sequence[str]:
     """What this build and this host can do."""
-    return (*(transport.value for transport in Transport), "uki", "type1", *(("verity",) if state.verity else ()))
+    host = ("verity",) if state.verity else ()
+    return (*(transport.value for transport in Transport), "uki", "type1", "selinux", *host)
 
 
 def _problems(host: Host, unsettled: Sequence[str], interrupted: Sequence[Record]) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Where log records go: to systemd's journal with structured fields, or as lines to standard error.
 
-Fields come through `extra=`, with upper-case names; see `dbus-api` in the documentation for those that are used.
+Fields come through `extra=`: MESSAGE_ID and COMPOSEFSD_JOB, _TYPE, _UID, _REQUEST_ID of a job's start and end,
+COMPOSEFSD_ERROR where something failed.  journald takes upper-case names only.
 """
 
 import logging
@@ -28,6 +29,7 @@ def set_up(level: int = logging.INFO) -> None:
     handler: logging.Handler
     if _stderr_is_journal():
         handler = _PlainJournalHandler(SYSLOG_IDENTIFIER=_IDENTIFIER)
+        handler.setFormatter(logging.Formatter("%(message)s"))  # the rest are fields
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(f"{_IDENTIFIER}: %(levelname)s: %(message)s"))

@@ -9,6 +9,7 @@ from typing import Final
 from composefsd.service.jobs import ENDED, Job, JobTable
 
 _USEC: Final = 1_000_000
+_START_SECONDS: Final = 180
 
 
 def _tell(text: str) -> None:
@@ -19,6 +20,11 @@ def _tell(text: str) -> None:
     if address:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(text.encode(), socket.MSG_DONTWAIT, address)
+
+
+def starting() -> None:
+    """Starting may take this long: what a crash left is settled first, and another process may hold the lock."""
+    _tell(f"EXTEND_TIMEOUT_USEC={_START_SECONDS * _USEC}")
 
 
 def ready() -> None:

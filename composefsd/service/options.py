@@ -168,7 +168,10 @@ def job_keys(options: Options) -> JobKeys:
 
 
 def arguments_of(given: Mapping[str, Variant], **named: str) -> dict[str, Variant]:
-    """The property `Arguments` of a job: what was given, without the job keys, which have their own properties."""
+    """The property `Arguments` of a job: what was given, without the job keys, which have their own properties.
+
+    Values are made anew: text that some clients cannot read must not come back in a reply to everybody.
+    """
     hidden = {option.key for option in JOB_OPTIONS}
-    shown = {key: value for key, value in given.items() if key not in hidden}
+    shown = {key: variant(value.signature, value.value) for key, value in given.items() if key not in hidden}
     return {name: variant("s", value) for name, value in named.items()} | shown

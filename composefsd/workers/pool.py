@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 _HANG_UP_SECONDS = 1.0
+_LARGEST = (1 << 53) - 1
 
 
 class Worker:
@@ -91,7 +92,8 @@ class Worker:
                     self._task = None
                     return _result(message)
                 if on_event is not None:
-                    on_event(message["event"])
+                    on_event(_event(message))
+                await asyncio.sleep(0)  # data that is there already is read without a pause for others
 
     @asynccontextmanager
     async def _talking(self) -> AsyncIterator[None]:
@@ -107,6 +109,11 @@ class Worker:
         """End the worker at once."""
         with suppress(ProcessLookupError):
             self._process.kill()
+
+    async def end(self) -> None:
+        """End the worker and wait until it is gone."""
+        self.kill()
+        await self._process.wait()
 
     async def close(self) -> None:
         """Hang up, and kill the worker if it does not leave within a second."""
@@ -143,6 +150,21 @@ class Worker:
                 raise EOFError
             data += piece
         return bytes(data)
+
+
+def number(event: Event, key: str) -> int:
+    """A number in an event.  Raises FormatError for what a worker in its right mind would not say."""
+    value = event.get(key)
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise FormatError(f"a worker told an impossible {key!r}")
+    return value
+
+
+def _event(message: channel.Message) -> Event:
+    event = message["event"]
+    if not isinstance(event, dict):
+        raise FormatError("a worker told an event that is no object")
+    return event
 
 
 def _result(message: channel.Message) -> dict[str, Any]:

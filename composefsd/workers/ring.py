@@ -7,7 +7,7 @@ into one, else its bytes go on through the following slots.  A byte on the *free
 the backpressure there is.
 
 A message is the number of bytes used in the slot and the number of cuts, both 32 bits, then the cuts.  A message of
-no bytes and no cuts ends the stream.  The reading side trusts nothing but what it reads from the slots.
+no bytes and no cuts ends the stream.  The reading side trusts nothing but what it has copied from the slots.
 """
 
 import fcntl
@@ -125,9 +125,10 @@ class RingReader:
             os.write(free_fd, bytes(SLOTS))
 
     def batches(self) -> Iterator[tuple[memoryview, "array[int]"]]:
-        """The used part of each slot in turn, with its cuts; valid until the next one is asked for.
+        """A copy of the used part of each slot in turn, with its cuts.
 
-        Raises FormatError for a message that cannot be, JobInterruptedError if the writer went away.
+        A copy, since the writer can still change the slot: what is hashed has to be what is stored.  Raises
+        FormatError for a message that cannot be, JobInterruptedError if the writer went away.
         """
         slot = 0
         while True:
@@ -138,7 +139,7 @@ class RingReader:
                 raise FormatError("the unpacker sent an impossible slot")
             cuts = array("q", self._receive(8 * count))
             start = slot * SLOT_BYTES
-            yield self._map[start : start + used], cuts
+            yield memoryview(bytes(self._map[start : start + used])), cuts
             slot = (slot + 1) % SLOTS
             with suppress(BrokenPipeError):  # a writer that has finished does not wait for its last slots
                 os.write(self._free, b"\0")
@@ -154,7 +155,7 @@ class RingReader:
 
 
 class Sink(Protocol):
-    """What the stream of a ring is handed to; views are valid during the call."""
+    """What the stream of a ring is handed to."""
 
     def slot(self, data: memoryview) -> None:
         """A slot's bytes, whole and before anything in it is handed on: the place to hash the tar."""

@@ -17,9 +17,14 @@ from dataclasses import dataclass
 from typing import Final
 
 NOBODY: Final = 65534
-ADDRESS_SPACE_BYTES: Final = 4 << 30
-CPU_SECONDS: Final = 1800
-"""After this the kernel kills the worker: some hostile patterns would keep it busy for ever."""
+_LIMITS: Final = {
+    resource.RLIMIT_AS: 4 << 30,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_CPU: 1800,  # seconds, then the kernel kills: some hostile patterns would never end
+    resource.RLIMIT_FSIZE: 2 << 30,  # images and columns have at most 1 GiB
+    resource.RLIMIT_NOFILE: 512,
+    resource.RLIMIT_NPROC: 0,  # fork is the clone call that threads need, too, so the filter cannot deny it
+}
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -50,17 +55,18 @@ class _Machine:
 
 # socket, connect, bind (not sendto: the control socket answers through it); fork, vfork, execve, execveat, clone3;
 # ptrace, process_vm_readv, process_vm_writev; mount, umount2, unshare, setns, bpf, keyctl, add_key, request_key,
-# perf_event_open, userfaultfd, io_uring_setup, kill, tgkill
+# perf_event_open, userfaultfd, io_uring_setup; kill, tgkill, tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_open,
+# pidfd_getfd, pidfd_send_signal, prlimit64, process_madvise, process_mrelease
 _MACHINES: Final = {
     "x86_64": _Machine(
         0xC000003E,
         (41, 42, 49, 57, 58, 59, 322, 435, 101, 310, 311, 165, 166, 272, 308, 321, 250, 248, 249, 298, 323, 425,
-         62, 234),
+         62, 234, 200, 129, 297, 434, 438, 424, 302, 440, 448),
     ),
     "aarch64": _Machine(
         0xC00000B7,
         (198, 203, 200, 221, 281, 435, 117, 270, 271, 40, 39, 97, 268, 280, 219, 217, 218, 241, 282, 425, 129,
-         131),
+         131, 130, 138, 240, 434, 438, 424, 261, 440, 448),
     ),
 }  # fmt: skip
 
@@ -76,17 +82,15 @@ def enter(readable: Sequence[int] = ()) -> tuple[str, ...]:
     Everything that it will import has to be imported already.  Answers with the names of the fences that stand, of
     `no-new-privileges`, `network`, `user`, `files` and `system-calls`.
     """
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     fences = {
         "no-new-privileges": _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0,
         "network": _libc.unshare(_CLONE_NEWNET) == 0,
         "user": _become_nobody(),
         "files": _restrict_files(readable),
-        "system-calls": _restrict_calls(),
     }
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # fork is the clone call that threads need, too
+    for limit, value in _LIMITS.items():
+        resource.setrlimit(limit, (value, value))
+    fences["system-calls"] = _restrict_calls()  # the last: it denies the call that sets limits
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     die_with_parent()  # a change of user clears it
     return tuple(name for name, stands in fences.items() if stands)

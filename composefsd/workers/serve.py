@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from composefsd.errors import ComposefsdError, InternalError, NoSpaceError, to_wire
+from composefsd.linux.oserrors import translate
 from composefsd.workers import channel
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,11 @@ class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
-    def send(self, message: channel.Message) -> None:
-        self._sock.sendall(channel.encode(message))
+    def send(self, frame: bytes) -> None:
+        self._sock.sendall(frame)
 
     def report(self, event: dict[str, Any]) -> None:
-        self.send({"event": event})
+        self.send(channel.encode({"event": event}))
 
     def receive(self) -> tuple[channel.Message, tuple[int, ...]] | None:
         """The next request with its descriptors; None when the daemon has hung up."""
@@ -61,16 +62,23 @@ class _Connection:
         return bytes(data)
 
 
-def _answer(task: Task, call: Call) -> channel.Message:
+def _answer(task: Task, call: Call) -> bytes:
+    """The frame that a task ends with."""
     try:
-        return {"result": task(call)}
+        return channel.encode({"result": task(call)})
     except ComposefsdError as error:
-        return {"error": to_wire(error)}
+        return _failure(error)
+    except OSError as error:
+        return _failure(translate(error, "a worker was stopped"))
     except MemoryError:
-        return {"error": to_wire(NoSpaceError("the input needs more memory than a worker may use"))}
+        return _failure(NoSpaceError("the input needs more memory than a worker may use"))
     except Exception:
         log.exception("bug in a worker")
-        return {"error": to_wire(InternalError("internal error in a worker, see the journal"))}
+        return _failure(InternalError("internal error in a worker, see the journal"))
+
+
+def _failure(error: ComposefsdError) -> bytes:
+    return channel.encode({"error": to_wire(error)})
 
 
 def serve(sock: socket.socket, tasks: Mapping[str, Task]) -> None:

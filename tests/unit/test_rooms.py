@@ -15,7 +15,7 @@ LEANS_ON = {
     "verity": {"errors", "digests"},
     "tree": VOCABULARY,
     "splitstream": VOCABULARY,
-    "workers": VOCABULARY,
+    "workers": VOCABULARY | {"linux"},
     "erofs": VOCABULARY | {"tree"},
     "boot": VOCABULARY | {"tree"},
     "linux": VOCABULARY | {"tree"},

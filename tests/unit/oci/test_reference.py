@@ -54,7 +54,9 @@ def test_what_is_no_platform_is_refused(text: str) -> None:
         ("linux/amd64", ("",)),
         ("linux/arm/v7", ("v7", "v6", "v5", "")),
         ("linux/arm64/v8", ("v8", "")),
-        ("linux/riscv64/rva20", ("", "rva20")),
+        ("linux/riscv64/rva20", ("rva20", "")),
+        ("linux/amd64/v3", ("v3", "")),
+        ("linux/arm64", ("", "v8")),
     ],
 )
 def test_variants_are_tried_as_containers_image_tries_them(platform: str, choices: tuple[str, ...]) -> None:

@@ -1,20 +1,33 @@
 """Workers: they answer, they fail by name, they die alone, and sandboxed ones can do little."""
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import sys
 import textwrap
+import threading
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real.layers import regular, tar_layer
 
-from composefsd.errors import DigestMismatchError, InternalError, JobInterruptedError, LimitExceededError
+from composefsd.errors import (
+    DigestMismatchError,
+    FormatError,
+    InternalError,
+    JobInterruptedError,
+    LimitExceededError,
+    NoSpaceError,
+    from_wire,
+)
 from composefsd.oci import unpack
 from composefsd.workers import channel, sandbox, serve
-from composefsd.workers.pool import Worker, worker
+from composefsd.workers.pool import Worker, number, worker
 
 KEEPER = "composefsd.operations.keeper"
 UNPACKER = "composefsd.oci.unpack"
@@ -118,7 +131,7 @@ PROBE = textwrap.dedent(
             action()
         except OSError:
             return
-        except MemoryError:
+        except (MemoryError, ValueError):
             return
         print("allowed", name)
     print("fences", *fences)
@@ -129,6 +142,8 @@ PROBE = textwrap.dedent(
     attempt("exec", lambda: os.execv("/bin/true", ["true"]))
     attempt("fork", lambda: os.fork() or os._exit(0))
     attempt("signal", lambda: os.kill(os.getppid(), 0))
+    attempt("pidfd", lambda: os.pidfd_open(os.getppid()))
+    attempt("limits", lambda: sandbox.resource.setrlimit(sandbox.resource.RLIMIT_CPU, (10, 10)))
     attempt("memory", lambda: bytearray(8 << 30))
     print(os.read(os.open("file", os.O_RDONLY, dir_fd=inside), 5).decode(), os.getuid() == 0)
     """
@@ -166,12 +181,95 @@ def test_errors_keep_their_facts_on_the_wire() -> None:
     def fail(_: serve.Call) -> dict[str, Any]:
         raise DigestMismatchError("no", expected="a", actual="b")
 
-    answer = serve._answer(fail, serve.Call({}, (), print))
-    assert answer["error"] == {
-        "name": "DigestMismatchError",
-        "message": "no",
-        "facts": {"expected": "a", "actual": "b"},
-    }
+    error = from_wire(answered(fail)["error"])
+    assert isinstance(error, DigestMismatchError)
+    assert (error.message, error.facts) == ("no", {"expected": "a", "actual": "b"})
+
+
+def answered(task: serve.Task) -> dict[str, Any]:
+    frame = serve._answer(task, serve.Call({}, (), print))
+    return channel.decode(frame[channel.LENGTH.size :])
+
+
+def test_a_full_disk_under_a_worker_is_no_bug() -> None:
+    def fail(_: serve.Call) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "full")
+
+    assert isinstance(from_wire(answered(fail)["error"]), NoSpaceError)
+
+
+def test_an_answer_that_is_too_long_is_told_as_that() -> None:
+    error = from_wire(answered(lambda _: {"text": "x" * (channel.FRAME_BYTES + 1)})["error"])
+    assert isinstance(error, LimitExceededError)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [None, 7, [], {}, {"name": 1}, {"name": "FormatError", "message": "m", "facts": {"message": "again", "x": []}}],
+)
+def test_an_error_that_cannot_be_read_is_an_error_all_the_same(wire: object) -> None:
+    assert from_wire(wire).message
+
+
+@pytest.mark.parametrize("value", [None, -1, 1 << 60, True, 1.5, "1"])
+def test_impossible_numbers_of_a_worker_are_refused(value: object) -> None:
+    with pytest.raises(FormatError):
+        number({"n": value}, "n")
+
+
+def test_a_talkative_worker_does_not_stop_the_loop() -> None:
+    async def work() -> int:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(0)
+        frames = channel.encode({"event": {}}) * 20_000 + channel.encode({"result": {}})
+        thread = threading.Thread(target=theirs.sendall, args=(frames,))
+        thread.start()
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        process = await asyncio.create_subprocess_exec("sleep", "60")
+        one = Worker("test", process, ours)
+        await one.finish()
+        ticking.cancel()
+        thread.join()
+        theirs.close()
+        await one.end()
+        await one.close()
+        return ticks
+
+    assert run(work()) > 10_000
+
+
+def hostile_archive(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "archive.tar"
+    path.write_bytes(content)
+
+    async def work() -> None:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            async with worker(UNPACKER, sandboxed=True) as one:
+                await asyncio.wait_for(one.call("list_archive", {}, (fd,)), 30)
+        finally:
+            os.close(fd)
+
+    with pytest.raises((FormatError, LimitExceededError)):
+        run(work())
+
+
+def test_an_archive_whose_sizes_lead_back_is_refused(tmp_path: Path) -> None:
+    back = replace(regular("b", b"x"), records={"size": b"-1536"})
+    hostile_archive(tmp_path, tar_layer([regular("a", b"y" * 600), back]) + tar_layer([regular("c", b"z")]))
+
+
+def test_an_archive_of_nothing_but_headers_is_refused(tmp_path: Path) -> None:
+    pax = tar_layer([replace(regular("a"), records={"comment": b"x"})])[:1024]
+    hostile_archive(tmp_path, pax * 3000)
 
 
 def test_the_machines_with_a_filter_deny_sockets_and_programs() -> None:

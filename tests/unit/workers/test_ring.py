@@ -136,6 +136,23 @@ def test_a_file_that_does_not_end_is_refused() -> None:
         lie(10, [20], (0, []))
 
 
+def test_a_writer_that_changes_its_mind_changes_nothing() -> None:
+    """What was hashed has to be what is stored, though the writer still has the slot."""
+    with ring() as (memory, _, free_write, cuts_read, cuts_write):
+
+        class Late(Recorder):
+            def slot(self, data: memoryview) -> None:
+                super().slot(data)
+                os.pwrite(memory, b"evil", 0)
+
+        os.pwrite(memory, b"good", 0)
+        for used, cuts in ((4, [-4]), (0, [])):
+            os.write(cuts_write, HEADER.pack(used, len(cuts)) + array("q", cuts).tobytes())
+        recorder = Late()
+        deliver(RingReader(memory, free_write, cuts_read), recorder)
+    assert recorder.tar == recorder.inlined == b"good"
+
+
 def test_a_writer_that_dies_is_noticed() -> None:
     memory = create_ring()
     (free_read, free_write), (cuts_read, cuts_write) = os.pipe(), os.pipe()
