@@ -91,6 +91,8 @@ class _StoredTar:
     def inline(self, count: int) -> bytes:
         while len(self._inline) < count and self._more():
             pass
+        if len(self._inline) < count and self._next is not None:
+            raise FormatError("the layer's stream has an object where its tar has a header")
         data, self._inline = self._inline[:count], self._inline[count:]
         return data
 

@@ -47,7 +47,7 @@ def stored(repository: Repository, *cuts: tuple[int, int]) -> Splitstream:
 def test_a_layer_comes_back_as_its_tar_was(repository: Repository, objects: Objects) -> None:
     tar = _StoredTar(objects, stored(repository, (A, A + 1000), (B, B + 1000)))
     table = parse_layer(tar)
-    assert [table.path(row) for row in range(3)] == [b"usr", b"usr/a", b"usr/b"]
+    assert [table.path(row) for row in range(3)] == [b"usr/", b"usr/a", b"usr/b"]
     assert len(tar.digests) == 2 * 32
 
 
