@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from dbus_next import Variant
-from helpers.bus import REPOSITORY_ROOT, Call, Client, Stage, connect
+from helpers.bus import REPOSITORY_ROOT, Stage
+from helpers.client import Call, Client, connect
 
 from composefsd.service import names
 

@@ -7,7 +7,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from dbus_next import MessageFlag, Variant
-from helpers.bus import GAMES, Answer, Call, PolkitStage, agent, call_as, why_no_polkit
+from helpers.agent import agent
+from helpers.bus import GAMES, PolkitStage, why_no_polkit
+from helpers.client import Answer, Call, call_as
 
 from composefsd.service import names
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from dbus_next import Message, MessageFlag, MessageType, Variant
-from helpers.bus import Answer, Call, Client, Stage, connect, open_descriptors
+from helpers.bus import Stage, open_descriptors
+from helpers.client import Answer, Call, Client, connect
 from helpers.raw import Raw
 
 from composefsd.service import names
@@ -164,10 +165,7 @@ def test_descriptors_that_are_handed_out_are_closed(stage: Stage, layout: str) -
         before = open_descriptors(stage.pid)
         (text,) = await client.ask(Call(names.IMAGE, "ReadDocument", "sa{sv}", ["manifest", {}], image))
         for _ in range(30):
-            reply = await client.bus.call(
-                Call(names.IMAGE, "OpenDocument", "sa{sv}", ["manifest", {}], image).message()
-            )
-            (descriptor,) = reply.unix_fds
+            descriptor = await client.descriptor(Call(names.IMAGE, "OpenDocument", "sa{sv}", ["manifest", {}], image))
             with os.fdopen(descriptor, "rb") as document:
                 assert document.read().decode() == text
         assert open_descriptors(stage.pid) <= before + 2

@@ -1,6 +1,7 @@
 """The whole way once, to watch: an OCI image becomes two composefs images and a boot entry, asked for over D-Bus."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -73,13 +74,12 @@ def show_digests(stage: Stage, wanted: str) -> None:
     say("The boot image is the one that the UKI names.")
 
 
-def busctl_calls(stage: Stage) -> list[list[str]]:
+def busctl_calls(reference: str) -> list[list[str]]:
     """The D-Bus calls behind what was shown, as busctl takes them."""
-    call = ["busctl", f"--address={stage.address}", "call", _SERVICE, _OBJECT]
+    call = ["busctl", "call", _SERVICE, _OBJECT]
     manager, boot = f"{_SERVICE}.Manager", f"{_SERVICE}.Boot"
-    reference = stage.ask("inspect", "demo")["references"][0]
     return [
-        ["busctl", f"--address={stage.address}", "introspect", _SERVICE, _OBJECT],
+        ["busctl", "introspect", _SERVICE, _OBJECT],
         [*call, manager, "Pull", "sa{sv}", reference, "1", "name", "s", "demo"],
         [*call, manager, "ListImages", "a{sv}", "1", "names-only", "b", "true"],
         [*call, boot, "Deploy", "sa{sv}", "demo", "1", "verity", "s", "deferred"],
@@ -88,14 +88,16 @@ def busctl_calls(stage: Stage) -> list[list[str]]:
     ]
 
 
-def show_calls(stage: Stage) -> None:
+def show_calls(stage: Stage, reference: str) -> None:
     """Print the calls, and run the one that lists the images, so that they are known to work."""
-    calls = busctl_calls(stage)
+    calls = busctl_calls(reference)
+    say(f"export DBUS_SYSTEM_BUS_ADDRESS={stage.address}")
     for command in calls:
         say(shlex.join(command))
     if shutil.which("busctl"):
-        say("\nThe third one answers:")
-        if subprocess.run(calls[2], check=False).returncode != 0:
+        say("\nListImages answers:")
+        environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": stage.address}
+        if subprocess.run(calls[2], env=environment, check=False).returncode != 0:
             raise DemoError("busctl failed")
 
 
@@ -114,7 +116,7 @@ def play(stage: Stage, demo: image.DemoImage) -> None:
     heading("Status")
     shown(stage, "status")
     heading("The same by busctl")
-    show_calls(stage)
+    show_calls(stage, demo.reference())
 
 
 def stay(stage: Stage) -> None:

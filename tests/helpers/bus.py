@@ -1,16 +1,10 @@
-"""A real dbus-daemon, with the real polkitd where root may have a mount namespace, and clients on it.
+"""A daemon of its own on a bus of its own, in a scratch folder, and a look at its process.
 
-    with PolkitStage(folder, rules) as stage:           # a bus of type system with our bus policy, and polkitd
-        answer = call_as(5, stage.address, [Call(...)])  # as an unprivileged user
-    async with connect(stage.address) as client:         # in this process
-        await client.call(Call(MANAGER, "ListJobs", "a{sv}", [{}]))
-
-Calls are raw messages, so that nothing stands between a test and what goes over the bus.
+The bus is one on which everything is allowed, or one of type system with our policy files and the real polkitd.
 """
 
 import asyncio
 import os
-import pickle
 import shutil
 import signal
 import socket
@@ -18,28 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn, Self
+from typing import BinaryIO, Final, Self
 
-from dbus_next import Message, MessageFlag, MessageType, Variant
-from dbus_next.aio import MessageBus
+from helpers.client import Call, connect
 
 from composefsd.service import names
 
 REPOSITORY_ROOT: Final = Path(__file__).parents[2]
-GAMES: Final = 5
-"""An unprivileged user that every Debian has."""
-
-_POLKIT: Final = "org.freedesktop.PolicyKit1"
-_POLKIT_PROGRAMS: Final = ("/usr/lib/polkit-1/polkitd", "/usr/libexec/polkitd", "/usr/libexec/polkit-1/polkitd")
-_POLKIT_POLICIES: Final = ("/usr/share/dbus-1/system.d", "/etc/dbus-1/system.d")
-_WAIT_SECONDS: Final = 30.0
-
 COMPOSEFSD: Final = str(Path(sys.executable).parent / "composefsd")
+
+_WAIT_SECONDS: Final = 30.0
 
 _OPEN_BUS: Final = """\
 <busconfig>
@@ -54,6 +39,14 @@ _OPEN_BUS: Final = """\
   </policy>
 </busconfig>
 """
+
+
+GAMES: Final = 5
+"""An unprivileged user that every Debian has."""
+
+_POLKIT: Final = "org.freedesktop.PolicyKit1"
+_POLKIT_PROGRAMS: Final = ("/usr/lib/polkit-1/polkitd", "/usr/libexec/polkitd", "/usr/libexec/polkit-1/polkitd")
+_POLKIT_POLICIES: Final = ("/usr/share/dbus-1/system.d", "/etc/dbus-1/system.d")
 
 _SYSTEM_BUS: Final = """\
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -79,260 +72,6 @@ _SYSTEM_BUS: Final = """\
 </busconfig>
 """
 """What Debian's system.conf allows, in short."""
-
-
-@contextmanager
-def nothing(_pid: int) -> Iterator[None]:
-    """A context that does nothing."""
-    yield
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A method call to the daemon, by default to its root object."""
-
-    interface: str
-    member: str
-    signature: str = ""
-    body: Sequence[Any] = ()
-    path: str = names.ROOT_PATH
-    destination: str = names.BUS_NAME
-    flags: MessageFlag = MessageFlag.NONE
-
-    def message(self) -> Message:
-        return Message(
-            destination=self.destination,
-            path=self.path,
-            interface=self.interface or None,
-            member=self.member,
-            signature=self.signature,
-            body=list(self.body),
-            flags=self.flags,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A reply: `error` is the name of an error, empty for none; `body` has variants opened."""
-
-    error: str
-    body: list[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """A signal of the daemon."""
-
-    path: str
-    interface: str
-    member: str
-    body: list[Any]
-
-
-def plain(value: Any) -> Any:
-    """A value of the bus with its variants opened."""
-    if isinstance(value, Variant):
-        return plain(value.value)
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list) else value
-
-
-class _Bus(MessageBus):
-    """dbus-next's bus, which does not close its socket."""
-
-    def _setup_socket(self) -> None:
-        try:
-            MessageBus._setup_socket(self)
-        except BaseException:
-            self._stream.close()
-            self._sock.close()
-            raise
-
-    def close(self) -> None:
-        self._disconnect_future.add_done_callback(lambda end: end.exception())
-        MessageBus._finalize(self, None)
-        self._stream.close()
-        self._sock.close()
-
-
-@dataclass(slots=True)
-class Client:
-    """A connection; `signals` are those of the daemon that have arrived, in order."""
-
-    bus: _Bus
-    signals: list[Signal] = field(default_factory=list)
-
-    async def call(self, call: Call) -> Answer:
-        """Call, and take the answer as it comes."""
-        reply = await asyncio.wait_for(self.bus.call(call.message()), _WAIT_SECONDS)
-        if reply is None:
-            return Answer("", [])
-        return Answer(reply.error_name or "", [plain(item) for item in reply.body])
-
-    async def ask(self, call: Call) -> list[Any]:
-        """Call; the answer is no error."""
-        answer = await self.call(call)
-        assert not answer.error, f"{call.member}: {answer.error}: {answer.body}"
-        return answer.body
-
-    async def get(self, path: str, interface: str, name: str) -> Any:
-        """A property."""
-        return (await self.ask(Call(names.PROPERTIES, "Get", "ss", [interface, name], path)))[0]
-
-    async def get_all(self, path: str, interface: str) -> dict[str, Any]:
-        """All properties."""
-        (found,) = await self.ask(Call(names.PROPERTIES, "GetAll", "s", [interface], path))
-        assert isinstance(found, dict)
-        return found
-
-    async def start(self, interface: str, member: str, *arguments: str, **options: Variant) -> int:
-        """Start a job; its id.  `_` in an option's name stands for `-`."""
-        named = {name.replace("_", "-"): value for name, value in options.items()}
-        signature = "s" * len(arguments) + "a{sv}"
-        job, _ = await self.ask(Call(interface, member, signature, [*arguments, named]))
-        assert isinstance(job, int)
-        return job
-
-    async def wait(self, job: int, timeout_usec: int = 0) -> Answer:
-        """What WaitJob answers."""
-        return await self.call(Call(names.MANAGER, "WaitJob", "tt", [job, timeout_usec]))
-
-    async def subscribe(self) -> None:
-        """Collect all signals of the daemon from now on."""
-        rule = f"type='signal',sender='{names.BUS_NAME}',path_namespace='{names.ROOT_PATH}'"
-        call = Call(names.FREEDESKTOP, "AddMatch", "s", [rule], names.FREEDESKTOP_PATH, names.FREEDESKTOP)
-        await self.ask(call)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for signals that make `condition` true."""
-        async with asyncio.timeout(_WAIT_SECONDS):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-    def received(self, member: str) -> list[Signal]:
-        """Signals of this name that have arrived."""
-        return [signal for signal in self.signals if signal.member == member]
-
-    def _on_message(self, message: Message) -> None:
-        if message.message_type is MessageType.SIGNAL and message.path.startswith(names.ROOT_PATH):
-            body = [plain(item) for item in message.body]
-            self.signals.append(Signal(message.path, message.interface, message.member, body))
-
-
-@asynccontextmanager
-async def connect(address: str) -> AsyncIterator[Client]:
-    """A client for the length of a block."""
-    bus = _Bus(bus_address=address, negotiate_unix_fd=True)
-    try:
-        await asyncio.wait_for(bus.connect(), _WAIT_SECONDS)
-        client = Client(bus)
-        bus.add_message_handler(client._on_message)
-        yield client
-    finally:
-        bus.close()
-
-
-def call_as(
-    uid: int, address: str, calls: Sequence[Call], *, prepare: Callable[[int], AbstractContextManager[None]] = nothing
-) -> list[Answer]:
-    """Make calls as another user, from a process of that user, in the context that `prepare` gives for its pid."""
-    (go_in, go_out), (answer_in, answer_out) = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        with _child():
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-            os.read(go_in, 1)
-            with os.fdopen(answer_out, "wb") as out:
-                pickle.dump(asyncio.run(_calls(address, calls)), out)
-    os.close(go_in)
-    os.close(answer_out)
-    with os.fdopen(answer_in, "rb") as source, prepare(pid):
-        os.write(go_out, b"!")
-        answers = pickle.load(source)
-    os.close(go_out)
-    os.waitpid(pid, 0)
-    assert isinstance(answers, list)
-    return answers
-
-
-@contextmanager
-def _child() -> Iterator[NoReturn]:
-    """The life of a forked process: it never returns into the test."""
-    try:
-        yield  # type: ignore[misc] # the block ends the process
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(0)
-
-
-@contextmanager
-def agent(address: str, pid: int, *, approves: bool) -> Iterator[None]:
-    """An authentication agent for the process `pid`, which says yes to everything, or dismisses it."""
-    ready_in, ready_out = os.pipe()
-    agent_pid = os.fork()
-    if agent_pid == 0:
-        with _child():
-            asyncio.run(_serve_as_agent(address, pid, ready_out, approves=approves))
-    os.close(ready_out)
-    with os.fdopen(ready_in, "rb") as ready:
-        assert ready.read(1), "the agent could not be registered"
-    try:
-        yield
-    finally:
-        os.kill(agent_pid, signal.SIGKILL)
-        os.waitpid(agent_pid, 0)
-
-
-async def _serve_as_agent(address: str, pid: int, ready: int, *, approves: bool) -> None:
-    async with connect(address) as client:
-
-        async def answer(message: Message) -> None:
-            cookie, identities = message.body[4], message.body[5]
-            if not approves:
-                client.bus.send(Message.new_error(message, f"{_POLKIT}.Error.Cancelled", "dismissed"))
-                return
-            await client.ask(_authority("AuthenticationAgentResponse2", "us(sa{sv})", [0, cookie, identities[0]]))
-            client.bus.send(Message.new_method_return(message))
-
-        tasks = []
-
-        def handle(message: Message) -> bool:
-            if message.member == "BeginAuthentication":
-                tasks.append(asyncio.ensure_future(answer(message)))
-            return message.message_type is MessageType.METHOD_CALL
-
-        client.bus.add_message_handler(handle)
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        facts = {"pid": Variant("u", pid), "start-time": Variant("t", int(status[19])), "uid": Variant("i", GAMES)}
-        register = [["unix-process", facts], "C", "/agent"]
-        await client.ask(_authority("RegisterAuthenticationAgent", "(sa{sv})ss", register))
-        os.write(ready, b"!")
-        await asyncio.sleep(_WAIT_SECONDS)
-
-
-def _authority(member: str, signature: str, body: Sequence[Any]) -> Call:
-    path = "/org/freedesktop/PolicyKit1/Authority"
-    return Call(f"{_POLKIT}.Authority", member, signature, body, path, _POLKIT)
-
-
-async def _calls(address: str, calls: Sequence[Call]) -> list[Answer]:
-    async with connect(address) as client:
-        return [await client.call(call) for call in calls]
-
-
-def why_no_polkit() -> str:
-    """Why the real polkitd cannot be had here, empty if it can."""
-    if os.geteuid() != 0:
-        return "needs root: polkitd runs on a bus of type system, in a mount namespace"
-    if not any(Path(program).exists() for program in _POLKIT_PROGRAMS):
-        return "needs polkitd (apt install polkitd)"
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
-        return "needs unshare --mount, which this container does not allow"
-    return ""
 
 
 class StageError(Exception):
@@ -427,6 +166,17 @@ class Stage:
         if self.bus is not None:
             _end(self.bus)
         self._exit.close()
+
+
+def why_no_polkit() -> str:
+    """Why the real polkitd cannot be had here, empty if it can."""
+    if os.geteuid() != 0:
+        return "needs root: polkitd runs on a bus of type system, in a mount namespace"
+    if not any(Path(program).exists() for program in _POLKIT_PROGRAMS):
+        return "needs polkitd (apt install polkitd)"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
+        return "needs unshare --mount, which this container does not allow"
+    return ""
 
 
 class PolkitStage(Stage):

@@ -42,6 +42,8 @@ class Bus:
         self._bus.disconnect()
         self._runner.run(self._bus.wait_for_disconnect())
         self._runner.close()
+        self._bus._stream.close()  # dbus-next leaves its socket open
+        self._bus._sock.close()
 
     def call(self, path: str, interface: str, member: str, signature: str = "", *body: object) -> list[Any]:
         """The answer's values.  Raises BusError if the answer is an error, TimeoutError if there is none."""
@@ -59,10 +61,11 @@ class Bus:
         (value,) = self.call(path, "org.freedesktop.DBus.Properties", "Get", "ss", interface, name)
         return value.value
 
-    def start(self, interface: str, member: str, argument: str, **options: Variant) -> tuple[int, str]:
+    def start(self, interface: str, member: str, *arguments: str, **options: Variant) -> tuple[int, str]:
         """Start a job: its id and its path.  `_` in an option's name stands for `-`.  Raises BusError."""
         named = {name.replace("_", "-"): value for name, value in options.items()}
-        job, path = self.call(OBJECT, interface, member, "sa{sv}", argument, named)
+        signature = "s" * len(arguments) + "a{sv}"
+        job, path = self.call(OBJECT, interface, member, signature, *arguments, named)
         return job, path
 
     def wait(self, job: int) -> dict[str, Any]:

@@ -45,14 +45,14 @@ def layers() -> Iterator[bytes]:
     )
 
 
-def uki(cmdline: str) -> bytes:
+def uki(cmdline: str, initrd: bytes = b"not an initrd\n") -> bytes:
     """A UKI that can be read, but not be run."""
     return pe_file(
         {
             ".osrel": _OS_RELEASE,
             ".cmdline": cmdline.encode(),
             ".uname": KERNEL_VERSION.encode(),
-            ".initrd": b"not an initrd\n",
+            ".initrd": initrd,
             ".linux": b"not a kernel\n",
         }
     )

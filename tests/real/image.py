@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from real import apt, cache, handmade, recipe, root
-from real.layers import Entry, tar_layer, write_tar
+from real.layers import Entry, directory, tar_layer, write_tar
 from real.oci_layout import Compression, Layer, Layout, StoredLayer
 
 HASHES: Final = ("sha512", "sha256")
@@ -130,7 +130,7 @@ def _write_handmade(work: Path) -> None:
     Layout(work / "oci").add_image("base", layers, config=_config())
 
 
-def _compute_id(layout: Path, algorithm: str) -> str:
+def compute_id(layout: Path, algorithm: str) -> str:
     """What our own command line says about the boot image of the layout without a UKI."""
     command = [str(Path(sys.executable).with_name("composefsctl")), "compute-id", "--bootable", "--format", "v1"]
     command += ["--hash", algorithm, f"oci:{layout}:base"]
@@ -142,7 +142,7 @@ def _digests(base: Path) -> dict[str, str]:
 
     def build(work: Path) -> None:
         for algorithm in HASHES:
-            (work / algorithm).write_text(_compute_id(base / "oci", algorithm))
+            (work / algorithm).write_text(compute_id(base / "oci", algorithm))
 
     made_from = cache.key(base.name, *sorted(PACKAGE.rglob("*.py")))
     cached = cache.ensure("digests", made_from, build, saying="Computing the digests of the boot image")
@@ -194,6 +194,35 @@ def debian_image() -> DemoImage:
     saying = "Packing it as an OCI image of several layers"
     base = cache.ensure("layers", made_from, lambda work: _write_layers(work, debian), saying=saying)
     return _seal(base, lambda cmdline: _make_uki(debian, cmdline))
+
+
+def _write_cut(work: Path, debian: root.Root) -> None:
+    """A fifth of the system, in layers of the three kinds."""
+    pieces = (
+        (r"(boot|run|usr|var|etc(/.+)?)", Compression.GZIP),
+        (r"usr/bin(/.+)?", Compression.NONE),
+        (r"usr/lib(/(systemd|udev)(/.+)?)?", Compression.ZSTD),
+    )
+    layers = [Layer(tar_layer([directory("sysroot")]))]
+    for pattern, compression in pieces:
+        tar = tar_layer(_read_root(debian.tar, _place_of(re.compile(pattern))))
+        layers.append(Layer(tar, compression))
+    Layout(work / "oci").add_image("cut", layers, config=_config())
+
+
+def _place_of(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
+    return lambda path: path if pattern.fullmatch(path) else None
+
+
+def cut_image() -> str:
+    """A part of the Debian 13 that takes a second to pull, as a pull's argument; it has no kernel.
+
+    Raises UnavailableError where no root file system can be built.
+    """
+    debian = root.ensure()
+    made_from = cache.key(debian.tar.parent.name, *_sources())
+    path = cache.ensure("cut", made_from, lambda work: _write_cut(work, debian), saying="Packing a part of it")
+    return f"oci:{path / 'oci'}:cut"
 
 
 def handmade_image(missing: str) -> DemoImage:

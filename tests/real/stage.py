@@ -6,15 +6,16 @@ file system of a scratch folder seldom has it.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
+
+from real.bus import MANAGER, OBJECT, Bus, BusError
 
 BIN: Final = Path(sys.executable).parent
 """The commands of this environment."""
@@ -57,14 +58,15 @@ def end(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
-def _spawn(command: Sequence[str], log: BinaryIO, **environment: str) -> subprocess.Popen[bytes]:
+def _spawn(command: Sequence[str], log: BinaryIO) -> subprocess.Popen[bytes]:
     """Start a process that a Ctrl-C on the terminal does not reach: who started it ends it, in the right order."""
+    environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env={**os.environ, **environment},
+        env=environment,
         start_new_session=True,
     )
 
@@ -82,8 +84,7 @@ class Stage:
         self._bus: subprocess.Popen[bytes] | None = None
         self._cleanup = ExitStack()
         # a socket's path has 107 characters at most, so it does not go into the folder
-        sockets = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="composefs-bus-")))
-        self._socket, self._ready = sockets / "bus", sockets / "ready"
+        self._socket = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="composefs-bus-"))) / "bus"
 
     def __enter__(self) -> Self:
         try:
@@ -120,18 +121,25 @@ class Stage:
                 raise StageError(f"dbus-daemon does not start:\n{(self.folder / 'bus.log').read_text()}")
             time.sleep(0.01)
 
-    def start(self, *options: str) -> None:
-        """Start the daemon, with these options too; it answers when this returns.  Raises StageError."""
-        paths = (f"--repository={self.repository}", f"--sysroot={self.sysroot}", f"--esp={self.esp}")
+    def start(self, wrapper: Sequence[str] = ()) -> None:
+        """Start the daemon, by the command `wrapper` if there is one; it answers when this returns.
+
+        Raises StageError.
+        """
+        paths = [f"--{name}={self.folder / name}" for name in ("repository", "sysroot", "esp", "state")]
         where = (f"--config={self.folder / 'composefsd.conf'}", f"--bus={self.address}", "--no-idle-exit")
-        with _ready_socket(self._ready) as ready, self.log.open("ab") as log:
-            environment = {"NOTIFY_SOCKET": str(self._ready)}
-            self.daemon = _spawn([str(BIN / "composefsd"), *where, *paths, *options], log, **environment)
-            deadline = time.monotonic() + _START_SECONDS
-            while b"READY=1" not in _received(ready).splitlines():
-                if self.daemon.poll() is not None or time.monotonic() > deadline:
-                    end(self.daemon)
-                    raise StageError(f"composefsd does not start:\n{self.log.read_text()[-3000:]}")
+        with self.log.open("ab") as log:
+            self.daemon = _spawn([*wrapper, str(BIN / "composefsd"), *where, *paths], log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if self.daemon.poll() is not None or time.monotonic() > deadline:
+                raise StageError(f"composefsd does not start:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        with Bus(self.address) as bus, suppress(BusError):
+            return bool(bus.get(OBJECT, MANAGER, "Version"))
+        return False
 
     def stop(self) -> int:
         """Stop the daemon; its exit status."""
@@ -167,23 +175,6 @@ class Stage:
     def image_path(self, digest: str) -> Path:
         """The file of a composefs image."""
         return self.repository / "images" / digest
-
-
-@contextmanager
-def _ready_socket(path: Path) -> Iterator[socket.socket]:
-    """The socket that the daemon tells its readiness on, as sd_notify(3) describes it."""
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-        ready.bind(str(path))
-        ready.settimeout(0.1)
-        yield ready
-
-
-def _received(ready: socket.socket) -> bytes:
-    try:
-        return ready.recv(4096)
-    except TimeoutError:
-        return b""
 
 
 def children(pid: int) -> list[int]:
