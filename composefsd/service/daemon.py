@@ -32,7 +32,8 @@ from composefsd.service.export import ObjectTree
 from composefsd.service.history import History, Record
 from composefsd.service.image import ImageObject
 from composefsd.service.job import JobDesk, JobExporter
-from composefsd.service.jobs import Job, JobTable, now_usec
+from composefsd.service.job_table import JobTable
+from composefsd.service.jobs import Job, now_usec
 from composefsd.service.manager import Manager
 from composefsd.service.polkit import Polkit
 from composefsd.service.repository import RepositoryInterface, RepositoryState

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from composefsd.errors import ComposefsdError, FormatError, ReadOnlyError
+from composefsd.service.owner import is_owner
 
 log = logging.getLogger(__name__)
 
@@ -144,12 +145,12 @@ class History:
             self._records[record.id] = record
 
     def _kept(self) -> list[Record]:
-        """Forget the oldest jobs, and of a user other than root beyond fewer: none can push out another's."""
+        """Forget the oldest jobs, and of users who do not own the daemon beyond fewer: none pushes out another's."""
         seen: dict[int, int] = {}
         kept: list[Record] = []
         for record in sorted(self._records.values(), key=lambda record: record.id, reverse=True):
             seen[record.uid] = seen.get(record.uid, 0) + 1
-            limit = KEPT_JOBS if record.uid == 0 else KEPT_JOBS_OF_A_USER
+            limit = KEPT_JOBS if is_owner(record.uid) else KEPT_JOBS_OF_A_USER
             if not record.has_ended or (seen[record.uid] <= limit and len(kept) < KEPT_JOBS):
                 kept.append(record)
         kept.reverse()

@@ -11,7 +11,8 @@ from composefsd.service.caller import Callers, current_call
 from composefsd.service.export import ObjectTree
 from composefsd.service.history import Record
 from composefsd.service.interface import ASV, B, D, S, Served, T, U, dbus_method, dbus_property
-from composefsd.service.jobs import ENDED, Job, JobTable
+from composefsd.service.job_table import JobTable
+from composefsd.service.jobs import ENDED, Job
 from composefsd.service.options import Options
 from composefsd.service.polkit import Action, Polkit
 from composefsd.service.wire import variant

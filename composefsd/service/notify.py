@@ -6,7 +6,8 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from composefsd.service.jobs import ENDED, Job, JobTable
+from composefsd.service.job_table import JobTable
+from composefsd.service.jobs import ENDED, Job
 
 _USEC: Final = 1_000_000
 _START_SECONDS: Final = 180

@@ -19,6 +19,7 @@ from composefsd.errors import AccessDeniedError, InteractiveAuthorizationRequire
 from composefsd.service import names
 from composefsd.service.caller import Caller
 from composefsd.service.connection import BusError, Connection
+from composefsd.service.owner import is_owner
 from composefsd.service.wire import safe_text, variant
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Polkit:
         Raises InteractiveAuthorizationRequiredError if a person would have to be asked and must not be,
         AccessDeniedError otherwise.
         """
-        if caller.uid in (0, os.geteuid()):
+        if is_owner(caller.uid):
             return
         facts = {name: safe_text(text)[:_DETAIL_CHARACTERS] for name, text in details.items()}
         if message:

@@ -11,6 +11,7 @@ from composefsd.service import history
 from composefsd.service.history import History, Record
 
 ERROR = ("org.example.Interrupted", "died")
+SOMEBODY = 4_000_000
 ACCEPTED = Record(1, "pull", "Pull x", 0, "", "queued", 100)
 ENDED = replace(ACCEPTED, state="succeeded", started_usec=101, finished_usec=102, result={"n": ("t", 5)})
 
@@ -83,7 +84,7 @@ def test_a_line_that_a_crash_cut_is_passed_over(tmp_path: Path, caplog: pytest.L
 
 
 def test_old_jobs_are_forgotten_and_no_user_pushes_out_roots(tmp_path: Path) -> None:
-    lines = [replace(ENDED, id=number, uid=0 if number <= 50 else 1000) for number in range(1, 5000)]
+    lines = [replace(ENDED, id=number, uid=0 if number <= 50 else SOMEBODY) for number in range(1, 5000)]
     (tmp_path / "jobs.jsonl").write_bytes(b"".join(record.serialize() for record in lines))
     opened = open_history(tmp_path)
     of_user = [number for number in range(51, 5000) if opened.find(number)]

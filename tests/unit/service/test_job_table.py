@@ -15,12 +15,14 @@ from composefsd.errors import (
     NotCancellableError,
 )
 from composefsd.operations.progress import Stage
-from composefsd.service import jobs, names
+from composefsd.service import job_table, names
 from composefsd.service.history import History
-from composefsd.service.jobs import Job, JobState, JobTable, Order, Work
+from composefsd.service.job_table import JobTable
+from composefsd.service.jobs import Job, JobState, Order, Work
 from composefsd.service.meter import JobKind, Meter
 from composefsd.service.options import JobKeys, Priority
 
+SOMEBODY = 4_000_000
 NO_KEYS = JobKeys()
 
 
@@ -216,12 +218,12 @@ def test_a_bug_fails_its_job_without_telling_what_it_is(tmp_path: Path, caplog: 
 
 def test_a_user_has_fewer_jobs_than_all_together(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
-        started = [await bench.start(uid=1000) for _ in range(jobs.JOBS_OF_A_USER)]
-        with pytest.raises(LimitExceededError, match="uid 1000 has 8 jobs"):
-            await bench.start(uid=1000)
-        started.append(await bench.start(uid=1001))
+        started = [await bench.start(uid=SOMEBODY) for _ in range(job_table.JOBS_OF_A_USER)]
+        with pytest.raises(LimitExceededError, match="has 8 jobs"):
+            await bench.start(uid=SOMEBODY)
+        started.append(await bench.start(uid=SOMEBODY + 1))
         await bench.finish(*started)
-        await bench.start(uid=1000)
+        await bench.start(uid=SOMEBODY)
 
     run(tmp_path, test)
 
@@ -231,7 +233,7 @@ def test_a_request_id_is_one_job_for_one_user(tmp_path: Path) -> None:
         keys = JobKeys(request_id="x")
         first, second = await asyncio.gather(bench.start(keys=keys), bench.start(keys=keys))
         assert first is second
-        assert (await bench.start(keys=keys, uid=1000)).id == 2
+        assert (await bench.start(keys=keys, uid=SOMEBODY)).id == 2
         with pytest.raises(InvalidArgumentsError, match="job 1, a pull"):
             await bench.start(JobKind.CHECK, keys=keys)
         await bench.finish(first)
@@ -240,7 +242,7 @@ def test_a_request_id_is_one_job_for_one_user(tmp_path: Path) -> None:
 
 
 def test_ended_jobs_go_when_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "ENDED_JOBS", 3)
+    monkeypatch.setattr(job_table, "ENDED_JOBS", 3)
 
     async def test(bench: Bench) -> None:
         started = [await bench.start() for _ in range(5)]
