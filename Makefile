@@ -12,6 +12,7 @@ NEED := tests/setup/need
 CODE := composefsd tests
 TYPED_TESTS := tests/conftest.py tests/demo tests/integration/*.py tests/real
 PYTEST_FLAGS ?=
+PARALLEL := --numprocesses=2 --dist=loadfile
 DEMO_FLAGS ?=
 
 BUILD_PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libsystemd-dev libattr1-dev
@@ -43,12 +44,12 @@ check: $(READY) ## format, lint, types and unit tests: what to run before a comm
 
 unit: $(READY)
 	@echo "unit tests …"
-	@$(BIN)/pytest --quiet $(PYTEST_FLAGS) tests/unit
+	@$(BIN)/pytest --quiet $(PARALLEL) $(PYTEST_FLAGS) tests/unit
 
 test: check ## all tests: check, then the daemon on a bus and real images
 	@$(NEED) $(TEST_PACKAGES)
 	@echo "bus and integration tests …"
-	@$(BIN)/pytest $(PYTEST_FLAGS) tests/bus tests/integration
+	@$(BIN)/pytest $(PARALLEL) $(PYTEST_FLAGS) tests/bus tests/integration
 
 demo: $(READY) ## the whole way once: from an OCI image to a bootable ESP (DEMO_FLAGS=--keep leaves the daemon running)
 	@$(NEED) $(DEMO_PACKAGES)

@@ -83,7 +83,7 @@ def busctl_calls(reference: str) -> list[list[str]]:
         [*call, manager, "Pull", "sa{sv}", reference, "1", "name", "s", "demo"],
         [*call, manager, "ListImages", "a{sv}", "1", "names-only", "b", "true"],
         [*call, boot, "Deploy", "sa{sv}", "demo", "1", "verity", "s", "deferred"],
-        [*call, manager, "WaitJob", "tt", "2", "0"],
+        [*call, manager, "WaitJob", "tt", "4", "0"],
         [*call, boot, "ListDeployments", "a{sv}", "0"],
     ]
 
@@ -92,6 +92,7 @@ def show_calls(stage: Stage, reference: str) -> None:
     """Print the calls, and run the one that lists the images, so that they are known to work."""
     calls = busctl_calls(reference)
     say(f"export DBUS_SYSTEM_BUS_ADDRESS={stage.address}")
+    say(f"export DEMO_IMAGE={shlex.quote(reference)}")
     for command in calls:
         say(shlex.join(command))
     if shutil.which("busctl"):

@@ -201,7 +201,7 @@ def _write_cut(work: Path, debian: root.Root) -> None:
     pieces = (
         (r"(boot|run|usr|var|etc(/.+)?)", Compression.GZIP),
         (r"usr/bin(/.+)?", Compression.NONE),
-        (r"usr/lib(/(systemd|udev)(/.+)?)?", Compression.ZSTD),
+        (r"usr/lib(/systemd(/.+)?)?", Compression.ZSTD),
     )
     layers = [Layer(tar_layer([directory("sysroot")]))]
     for pattern, compression in pieces:
