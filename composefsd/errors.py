@@ -56,6 +56,10 @@ class NoSuchDeploymentError(ComposefsdError):
     """The id names no deployment."""
 
 
+class NoSuchDocumentError(ComposefsdError):
+    """The image or job has no document of this name."""
+
+
 class NoSuchObjectError(ComposefsdError):
     """The argument names no object, stream or image of the repository."""
 

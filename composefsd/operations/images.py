@@ -10,9 +10,9 @@ from composefsd.errors import (
     ComposefsdError,
     FormatError,
     InUseError,
-    InvalidArgumentsError,
     InvalidNameError,
     LimitExceededError,
+    NoSuchDocumentError,
     NoSuchImageError,
     NotBootableError,
     UnsupportedError,
@@ -234,11 +234,9 @@ def _forget(repository: Repository, stored: StoredImage, names: list[str]) -> No
 
 
 async def document(host: Host, image: OciDigest, which: str) -> bytes:
-    """A document of an image, `manifest` or `config`, byte for byte.  Raises InvalidArgumentsError for others."""
+    """A document of an image, `manifest` or `config`, byte for byte.  Raises NoSuchDocumentError for others."""
+    if which not in ("manifest", "config"):
+        raise NoSuchDocumentError(f"no document {which[:80]!r}; there are manifest and config", subject=which[:80])
     async with host.reading() as repository:
-        stored = load_image(repository, image)
-    if which == "manifest":
-        return stored.image.manifest.data
-    if which == "config":
-        return stored.image.config.data
-    raise InvalidArgumentsError(f"no document {which[:80]!r}; there are manifest and config", subject=which[:80])
+        stored = load_image(repository, image).image
+    return stored.manifest.data if which == "manifest" else stored.config.data

@@ -29,6 +29,7 @@ NAMES: Final[dict[type[ComposefsdError], str]] = {
     errors.AmbiguousImageError: "AmbiguousImage",
     errors.NoSuchJobError: "NoSuchJob",
     errors.NoSuchDeploymentError: "NoSuchDeployment",
+    errors.NoSuchDocumentError: "NoSuchDocument",
     errors.NoSuchObjectError: "NoSuchObject",
     errors.UnsupportedError: "Unsupported",
     errors.VerityRequiredError: "Unsupported",

@@ -103,7 +103,7 @@ def test_a_document_is_read_byte_for_byte(stage: Stage, layout: str) -> None:
             assert f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" == digest
             assert json.loads(text)
         unknown = await client.call(Call(names.IMAGE, "ReadDocument", "sa{sv}", ["diary", {}], result["image"]))
-        assert unknown.error == "org.freedesktop.DBus.Error.InvalidArgs"
+        assert unknown.error == f"{names.ERRORS}.NoSuchDocument"
 
     run(stage, test)
 

@@ -119,7 +119,7 @@ def test_documents_are_read_byte_for_byte(host: Host, layout: Layout, add_demo: 
     digest = the_image(host).manifest_digest
     for which, blob in (("manifest", added.manifest), ("config", added.config)):
         assert run(images.document(host, digest, which)) == layout.blob_path(blob.digest).read_bytes()
-    with pytest.raises(errors.InvalidArgumentsError):
+    with pytest.raises(errors.NoSuchDocumentError):
         run(images.document(host, digest, "index"))
 
 
