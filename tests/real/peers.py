@@ -33,6 +33,7 @@ def _fetch(folder: Path) -> None:
         "Dir::Etc::SourceList": folder / "sources.list",
         "Dir::Etc::SourceParts": "-",
         "Acquire::Languages": "none",
+        "Acquire::Check-Valid-Until": "false",  # a mirror may be a snapshot; the signature is checked all the same
         "APT::Sandbox::User": "root",
     }
     options = [f"-o{name}={value}" for name, value in settings.items()]

@@ -77,7 +77,10 @@ def _check() -> None:
         return
     if shutil.which("newuidmap") is None:
         raise apt.UnavailableError("newuidmap is not installed (package uidmap)")
-    _run(["unshare", "--map-root-user", "true"], {})
+    try:
+        _run(["unshare", "--map-root-user", "true"], {})
+    except apt.UnavailableError as error:
+        raise apt.UnavailableError("an ordinary user may not make a user namespace on this machine") from error
 
 
 def _mmdebstrap(output: Path) -> None:

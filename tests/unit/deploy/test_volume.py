@@ -167,8 +167,10 @@ def test_a_full_volume_tells_how_much_is_free(tmp_path: Path) -> None:
 
     with Volume.open(tmp_path, fail) as tree, pytest.raises(NoSpaceError) as caught:
         tree.ensure_directory("a")
+    free_bytes = caught.value.facts["free_bytes"]
     assert caught.value.facts["partition"] == str(tmp_path)
-    assert caught.value.facts["free_bytes"] == tree_free(tmp_path)
+    assert isinstance(free_bytes, int)
+    assert abs(free_bytes - tree_free(tmp_path)) < 1 << 30  # others use the same disk meanwhile
 
 
 def tree_free(path: Path) -> int:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,27 +248,29 @@ def test_a_talkative_worker_does_not_stop_the_loop() -> None:
 
 
 def hostile_archive(tmp_path: Path, content: bytes) -> None:
+    """Soon refused, or listed up to where Python's version gives up, with nothing that lies outside."""
     path = tmp_path / "archive.tar"
     path.write_bytes(content)
 
-    async def work() -> None:
+    async def work() -> dict[str, Any]:
         fd = os.open(path, os.O_RDONLY)
         try:
             async with worker(UNPACKER, sandboxed=True) as one:
-                await asyncio.wait_for(one.call("list_archive", {}, (fd,)), 30)
+                return await asyncio.wait_for(one.call("list_archive", {}, (fd,)), 30)
         finally:
             os.close(fd)
 
-    with pytest.raises((FormatError, LimitExceededError)):
-        run(work())
+    with suppress(FormatError, LimitExceededError):
+        for offset, size in run(work())["members"].values():
+            assert 0 <= offset <= offset + size <= len(content)
 
 
-def test_an_archive_whose_sizes_lead_back_is_refused(tmp_path: Path) -> None:
+def test_an_archive_whose_sizes_lead_back_ends(tmp_path: Path) -> None:
     back = replace(regular("b", b"x"), records={"size": b"-1536"})
     hostile_archive(tmp_path, tar_layer([regular("a", b"y" * 600), back]) + tar_layer([regular("c", b"z")]))
 
 
-def test_an_archive_of_nothing_but_headers_is_refused(tmp_path: Path) -> None:
+def test_an_archive_of_nothing_but_headers_ends(tmp_path: Path) -> None:
     pax = tar_layer([replace(regular("a"), records={"comment": b"x"})])[:1024]
     hostile_archive(tmp_path, pax * 3000)
 
