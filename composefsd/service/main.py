@@ -21,6 +21,8 @@ from composefsd.service.daemon import Daemon
 
 log = logging.getLogger(__name__)
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -60,13 +62,16 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Path | None]:
 async def _run(arguments: argparse.Namespace) -> None:
     settings = config.settings_of(config.load(arguments.config), _overrides(arguments))
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPPING:
         loop.add_signal_handler(number, stop.set)
     daemon = await Daemon.start(address_of(arguments.bus), settings)
     try:
         await daemon.run(stop, exits_when_idle=not arguments.no_idle_exit)
     finally:
         await daemon.stop()
+        for number in _STOPPING:  # asked again while the interpreter leaves: it is on its way
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
