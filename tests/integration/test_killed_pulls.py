@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -132,6 +131,7 @@ def cancel(_stage: Stage, bus: Bus, job: int, _dice: random.Random) -> None:
 
 
 Strike = Callable[[Stage, Bus, int, random.Random], None]
+# a test passes only if its stage was hit: each by four kills, half of them of the daemon, and by a cancellation
 STRIKES: list[tuple[str, Strike]] = [
     (name, strike) for name in STAGES for strike in (kill_daemon, kill_worker) * (KILLS_PER_STAGE // 2)
 ]
@@ -200,19 +200,13 @@ def assert_that_a_repetition_succeeds(stage: Stage, expected: Expected) -> None:
         assert bus.wait(bus.start(REPOSITORY, "Check", depth=Variant("s", "full"))[0])["findings-total"] == 0
 
 
-@pytest.fixture(scope="module")
-def struck() -> Counter[tuple[str, str]]:
-    """How often each stage was hit, by what."""
-    return Counter()
-
-
 @pytest.mark.parametrize(
     ("number", "wanted", "strike"),
     [(number, *pair) for number, pair in zip(count(), STRIKES)],
     ids=[f"{number}-{name}-{strike.__name__}" for number, (name, strike) in zip(count(), STRIKES)],
 )
 def test_a_pull_that_was_stopped_anywhere_leaves_no_lie_and_can_be_repeated(
-    number: int, wanted: str, strike: Strike, expected: Expected, struck: Counter[tuple[str, str]]
+    number: int, wanted: str, strike: Strike, expected: Expected
 ) -> None:
     log.warning("COMPOSEFSD_TEST_SEED=%d", SEED)  # shown if the test fails
     dice = random.Random(SEED + number)
@@ -222,13 +216,6 @@ def test_a_pull_that_was_stopped_anywhere_leaves_no_lie_and_can_be_repeated(
             assert_that_names_tell_the_truth(stage.repository)
             if found != wanted:
                 continue
-            struck[found, strike.__name__] += 1
             assert_that_a_repetition_succeeds(stage, expected)
             return
     pytest.fail(f"stage {wanted} was over too soon, {TRIES} times")
-
-
-def test_every_stage_was_hit_often_enough(struck: Counter[tuple[str, str]]) -> None:
-    kills = {name: struck[name, "kill_daemon"] + struck[name, "kill_worker"] for name in STAGES}
-    assert sum(kills.values()) >= 20
-    assert min(kills.values()) >= 3

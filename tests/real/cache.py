@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_KEPT: Final = 2
-"""So many entries of one kind stay; older ones go when a new one is built."""
+_KEPT: Final = 3
+"""So many entries of one kind stay; those that were used longest ago go when a new one is built."""
 
 
 def directory() -> Path:
@@ -54,7 +54,7 @@ def remove(path: Path) -> None:
 
 
 def _prune(kind: str, newest: Path) -> None:
-    """Forget the oldest entries of a kind, and what interrupted builds have left."""
+    """Forget the entries of a kind that were used longest ago."""
     entries = sorted(newest.parent.glob(f"{kind}-*"), key=lambda entry: entry.stat().st_mtime)
     for entry in [entry for entry in entries if entry != newest][: -(_KEPT - 1)]:
         remove(entry)
@@ -68,6 +68,7 @@ def ensure(kind: str, made_from: str, build: Callable[[Path], None], *, saying: 
     path = directory() / f"{kind}-{made_from}"
     with _locked(path):
         if path.is_dir():
+            os.utime(path)
             return path
         print(f"{saying} …", flush=True)  # noqa: T201
         for left in path.parent.glob(f".{kind}.*.tmp"):
