@@ -30,6 +30,8 @@ _VERSION: Final = 1
 _DIGEST: Final = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{128})?")
 _OS_RELEASES: Final = (b"/usr/lib/os-release", b"/etc/os-release")
 _OS_RELEASE_BYTES: Final = 64 << 10
+_REFERENCES: Final = 16
+_REFERENCES_BYTES: Final = _REFERENCES * 4097  # a reference has no more than 4096 characters that can be printed
 _LABEL: Final = b"security.selinux"
 
 
@@ -276,14 +278,17 @@ def save_facts(state: Path, image: OciDigest, facts: Facts) -> None:
     data = _serialize(facts)
     if len(data) > DOCUMENT_BYTES:
         data = _serialize(Facts.unknown("the image says more about how it boots than can be kept"))
-    path = _path(state, image)
+    _keep(_path(state, image), data)
+
+
+def _keep(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        log.warning("the facts of image %s cannot be kept: %s", image, error.strerror)
+        log.warning("%s cannot be kept: %s", path, error.strerror)
         with suppress(OSError):
             temporary.unlink()
 
@@ -293,6 +298,31 @@ def _serialize(facts: Facts) -> bytes:
 
 
 def forget_facts(state: Path, image: OciDigest) -> None:
-    """Drop the facts of an image that went."""
-    with suppress(OSError):
-        _path(state, image).unlink()
+    """Drop the facts of an image that went, and where it came from."""
+    for path in (_path(state, image), _references_path(state, image)):
+        with suppress(OSError):
+            path.unlink()
+
+
+# Where an image came from
+
+
+def _references_path(state: Path, image: OciDigest) -> Path:
+    return state / "images" / f"{image.algorithm}_{image.hex}.references"
+
+
+def load_references(state: Path, image: OciDigest) -> tuple[str, ...]:
+    """The references that an image was pulled by, the last one first."""
+    try:
+        with _references_path(state, image).open("rb") as file:
+            text = file.read(_REFERENCES_BYTES).decode()
+    except (OSError, UnicodeDecodeError):
+        return ()
+    return tuple(line for line in text.splitlines() if line)
+
+
+def add_reference(state: Path, image: OciDigest, reference: str) -> None:
+    """Remember that an image was pulled by a reference, if that is possible; the oldest of many are forgotten."""
+    others = (one for one in load_references(state, image) if one != reference)
+    lines = [reference, *others][:_REFERENCES]
+    _keep(_references_path(state, image), "".join(f"{line}\n" for line in lines).encode())

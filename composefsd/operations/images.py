@@ -29,7 +29,7 @@ from composefsd.oci.storage import (
 from composefsd.oci.store import check_tag
 from composefsd.operations.build import build_images
 from composefsd.operations.deployment_order import DEPLOYMENT_TAG
-from composefsd.operations.facts import Facts, forget_facts, load_facts, save_facts
+from composefsd.operations.facts import Facts, forget_facts, load_facts, load_references, save_facts
 from composefsd.operations.generate import imaging_worker, stored_layers
 from composefsd.operations.host import Host
 from composefsd.operations.model import BootResourceInfo, ImageInfo, TrustState
@@ -46,7 +46,13 @@ async def list_images(host: Host) -> list[ImageInfo]:
         stored = await asyncio.to_thread(_load_all, repository)
         names = _names(repository)
         return [
-            _info(one, names.get(str(one.digest), ()), await image_facts(host, repository, one)) for one in stored
+            _info(
+                one,
+                names.get(str(one.digest), ()),
+                await image_facts(host, repository, one),
+                load_references(host.settings.state, one.digest),
+            )
+            for one in stored
         ]
 
 
@@ -90,14 +96,14 @@ async def image_facts(host: Host, repository: Repository, stored: StoredImage) -
     return facts
 
 
-def _info(stored: StoredImage, names: tuple[str, ...], facts: Facts) -> ImageInfo:
+def _info(stored: StoredImage, names: tuple[str, ...], facts: Facts, references: tuple[str, ...]) -> ImageInfo:
     manifest, config = stored.image.manifest, stored.image.config
     state, summary, evidence = _trust(stored.images, facts)
     return ImageInfo(
         manifest_digest=manifest.digest,
         config_digest=config.digest,
         names=names,
-        references=tuple(name for name in names if ":" in name),
+        references=references,
         architecture="/".join(filter(None, (config.platform.architecture, config.platform.variant))),
         os=config.platform.os,
         title=facts.title,

@@ -10,6 +10,7 @@ from composefsd.oci.resolve import find_image
 from composefsd.oci.store import check_tag
 from composefsd.oci.transport import open_source
 from composefsd.operations.build import IMAGER, open_objects
+from composefsd.operations.facts import add_reference
 from composefsd.operations.generate import STORER, ImageMaker, ImageOrder
 from composefsd.operations.host import Host
 from composefsd.operations.images import check_name
@@ -47,6 +48,7 @@ async def pull(host: Host, request: PullRequest, progress: Progress) -> PullResu
         layers = await fetcher.fetch(image)
         maker = ImageMaker(host, repository, storer, imager, progress)
         made = await maker.make(image, layers, orders, tag=name, replace=request.replace)
+        add_reference(host.settings.state, image.manifest.digest, str(request.reference))
     return PullResult(
         image.manifest.digest, image.config.digest, name, made.images,
         bytes_fetched=tally.done, bytes_reused=tally.reused, objects_added=tally.objects_added + made.objects_added,

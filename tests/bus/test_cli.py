@@ -164,7 +164,8 @@ def test_a_table_fits_the_terminal(shared: Stage) -> None:
 
 def test_a_pull_shows_its_stages_and_what_it_brought(stage: Stage, images: Path) -> None:
     lines = done(run(stage, "pull", f"oci:{images}:os", "--name=os")).splitlines()
-    assert "fetch" in lines
+    # changes come five times a second at the most, so a stage of a small image may pass unseen, but not all of them
+    assert {"resolve", "fetch", "unpack", "generate", "commit"} & set(lines)
     assert any(line.startswith("manifest digest   sha256:") for line in lines)
     answer = ask(stage, "pull", f"oci:{images}:os", "--name=os")
     assert keys_are_documented("pull", answer)

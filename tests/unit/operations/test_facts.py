@@ -14,7 +14,17 @@ from real import handmade
 from composefsd import verity
 from composefsd.digests import Algorithm, OciDigest
 from composefsd.errors import FormatError, LimitExceededError, NotBootableError
-from composefsd.operations.facts import BootFact, DirectoryFact, Facts, FileFact, gather, load_facts, save_facts
+from composefsd.operations.facts import (
+    BootFact,
+    DirectoryFact,
+    Facts,
+    FileFact,
+    add_reference,
+    gather,
+    load_facts,
+    load_references,
+    save_facts,
+)
 from composefsd.tree.table import ROOT, Stat, Tree
 
 IMAGE = OciDigest("sha256", "ab" * 32)
@@ -48,6 +58,24 @@ def test_a_file_that_cannot_be_used_is_as_good_as_none(tmp_path: Path, content: 
     save_facts(tmp_path, IMAGE, FACTS)
     next((tmp_path / "images").iterdir()).write_text(content)
     assert load_facts(tmp_path, IMAGE) is None
+
+
+def test_where_an_image_came_from_is_remembered_the_last_first(tmp_path: Path) -> None:
+    for reference in ("oci:/a:1", "oci:/b:1", "oci:/a:1", *(f"oci:/c:{number}" for number in range(14))):
+        add_reference(tmp_path, IMAGE, reference)
+    references = load_references(tmp_path, IMAGE)
+    assert references[:2] == ("oci:/c:13", "oci:/c:12")
+    assert references[14:] == ("oci:/a:1", "oci:/b:1")
+    add_reference(tmp_path, IMAGE, "oci:/new")
+    assert "oci:/b:1" not in load_references(tmp_path, IMAGE)
+
+
+def test_a_state_directory_that_cannot_be_written_loses_facts_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "images").write_text("a file where the folder belongs")
+    save_facts(tmp_path, IMAGE, FACTS)
+    add_reference(tmp_path, IMAGE, "oci:/a")
+    assert load_facts(tmp_path, IMAGE) is None
+    assert load_references(tmp_path, IMAGE) == ()
 
 
 VALUES = st.recursive(
