@@ -70,8 +70,10 @@ class Host:
             problems: list[ComposefsdError] = []
             if not repository.verity and not settings.insecure:
                 problems.append(_insecure(settings.repository))
-            if not repository.writable:
-                problems.append(ReadOnlyError(f"the repository {settings.repository} cannot be written"))
+            try:
+                repository.require_writable()
+            except ReadOnlyError as error:
+                problems.append(error)
             return cls(settings, repository.metadata, problems)
 
     @property
@@ -114,8 +116,7 @@ class Host:
         async with self.reading() as repository:
             if not repository.verity and not self.settings.insecure:
                 raise _insecure(self.settings.repository)
-            if not repository.writable:
-                raise ReadOnlyError(f"the repository {self.settings.repository} cannot be written")
+            repository.require_writable()
             yield repository
 
     def _open(self) -> Repository:
@@ -158,9 +159,11 @@ def _insecure(path: Path) -> VerityRequiredError:
 
 def _open_or_create(settings: Settings) -> Repository:
     path = settings.repository
-    if not (path / "meta.json").exists():
-        Repository.create(path, Metadata.new(settings.algorithm, settings.formats), insecure=settings.insecure)
-    repository = Repository.open(path)
+    if (path / "meta.json").exists():
+        repository = Repository.open(path)
+    else:
+        metadata = Metadata.new(settings.algorithm, settings.formats)
+        repository = Repository.create(path, metadata, insecure=settings.insecure)
     if repository.metadata.formats[0] is FormatVersion.V0:
         repository.close()
         raise IncompatibleRepositoryError(f"{path} is a repository of format v0, which holds no OCI images")

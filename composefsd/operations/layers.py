@@ -20,7 +20,6 @@ from composefsd.workers.ring import create_ring
 _PASSED_LAYERS: Final = 90
 """How many layers can be handed to the imager as columns; more would not fit into one message."""
 
-
 _GRACE_SECONDS: Final = 5.0
 
 Answer = Coroutine[Any, Any, dict[str, Any]]

@@ -1,6 +1,5 @@
 """Pull: from a reference to a named OCI image with its composefs images."""
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Final
@@ -9,9 +8,9 @@ from composefsd.oci.reference import Platform
 from composefsd.oci.resolve import find_image
 from composefsd.oci.store import check_tag
 from composefsd.oci.transport import open_source
-from composefsd.operations.build import IMAGER, open_objects
+from composefsd.operations.build import ImageOrder
 from composefsd.operations.facts import add_reference
-from composefsd.operations.generate import STORER, ImageMaker, ImageOrder
+from composefsd.operations.generate import STORER, ImageMaker, imaging_worker
 from composefsd.operations.host import Host
 from composefsd.operations.images import check_name
 from composefsd.operations.layers import LayerFetcher, Tally
@@ -58,13 +57,9 @@ async def pull(host: Host, request: PullRequest, progress: Progress) -> PullResu
 @asynccontextmanager
 async def _crew(repository: Repository) -> AsyncIterator[tuple[Worker, Worker, Worker]]:
     """An unpacker, a storer and an imager for one pull."""
-    objects = open_objects(repository)
-    try:
-        async with (
-            worker(UNPACKER, sandboxed=True) as unpacker,
-            worker(STORER, sandboxed=False) as storer,
-            worker(IMAGER, sandboxed=True, readable=(objects,)) as imager,
-        ):
-            yield unpacker, storer, imager
-    finally:
-        os.close(objects)
+    async with (
+        worker(UNPACKER, sandboxed=True) as unpacker,
+        worker(STORER, sandboxed=False) as storer,
+        imaging_worker(repository) as imager,
+    ):
+        yield unpacker, storer, imager
