@@ -1,0 +1,133 @@
+"""The peers, and the table of what they and we agree on, which a whole run writes into `docs/interop.md`.
+
+A peer that cannot be had fails a test here instead of skipping it.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import pytest
+from real import apt, peers
+from real.harness import Harness
+
+_PROPERTY: Final = "interop"
+_BEGIN: Final = "<!-- written by make interop -->"
+_END: Final = "<!-- end -->"
+
+T = TypeVar("T")
+
+_rows: list[dict[str, Any]] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("interop")
+    group.addoption("--seed", type=int, help="of generated cases; a new one each run unless given")
+    group.addoption("--sweep", type=int, default=1, metavar="N", help="N times as many generated cases")
+    group.addoption("--write-table", type=Path, metavar="FILE", help="put the results into FILE if all tests passed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--seed") is None:
+        config.option.seed = random.SystemRandom().randrange(1 << 32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"generated cases: --seed={config.getoption('--seed')} --sweep={config.getoption('--sweep')}"
+
+
+def _available(get: Callable[[], T]) -> T:
+    try:
+        return get()
+    except apt.UnavailableError as error:
+        pytest.fail(f"a peer is missing: {error}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def cfsctl() -> Path:
+    """The tool of composefs-rs."""
+    return _available(peers.cfsctl)
+
+
+@pytest.fixture(scope="session")
+def mkcomposefs() -> list[str]:
+    """The command of the C implementation, to be followed by its arguments."""
+    return _available(peers.mkcomposefs)
+
+
+@pytest.fixture(scope="session")
+def harness() -> Iterator[Harness]:
+    """The crate `composefs`, ready to be asked."""
+    with Harness(_available(peers.harness)) as running:
+        yield running
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """How generated cases are made: `random(name)` is a generator of its own for a test, `cases` scales a number."""
+
+    seed: int
+    factor: int
+
+    def random(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed} {name}")
+
+    def cases(self, number: int) -> int:
+        return number * self.factor
+
+
+@pytest.fixture(scope="session")
+def sweep(pytestconfig: pytest.Config) -> Sweep:
+    """The seed and the size of this run."""
+    return Sweep(pytestconfig.getoption("--seed"), pytestconfig.getoption("--sweep"))
+
+
+class Ledger:
+    """Takes the lines of the table."""
+
+    def __init__(self, record: Callable[[str, object], None]) -> None:
+        self._record = record
+
+    def record(self, area: str, peer: str, cases: int, result: str) -> None:
+        """A line: what was compared, with whom, how many cases, and what came out."""
+        self._record(_PROPERTY, {"area": area, "peer": peer, "cases": cases, "result": result})
+
+
+@pytest.fixture
+def ledger(record_property: Callable[[str, object], None]) -> Ledger:
+    """Where a test writes its line of the table."""
+    return Ledger(record_property)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        _rows.extend(cast("dict[str, Any]", value) for name, value in report.user_properties if name == _PROPERTY)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path: Path | None = session.config.getoption("--write-table")
+    is_worker = hasattr(session.config, "workerinput")
+    if path is None or is_worker or session.exitstatus != pytest.ExitCode.OK:
+        return
+    before, _, rest = path.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    path.write_text(f"{before}{_BEGIN}\n\n{_table(session.config)}\n{_END}{after}")
+
+
+def _table(config: pytest.Config) -> str:
+    seed, sweep = config.getoption("--seed"), config.getoption("--sweep")
+    rust = f"composefs-rs {peers.RUST_VERSION} (`cfsctl` and the crate `composefs`)"
+    lines = [
+        f"Peers: {rust}, C composefs {peers.c_version()}.",
+        f"Generated cases: `--seed={seed} --sweep={sweep}`.",
+        "",
+        "| what was compared | with | cases | result |",
+        "| --- | --- | ---: | --- |",
+    ]
+    for row in sorted(_rows, key=lambda row: (row["area"], row["peer"])):
+        lines.append(f"| {row['area']} | {row['peer']} | {row['cases']:,} | {row['result']} |")
+    return "".join(f"{line}\n" for line in lines)

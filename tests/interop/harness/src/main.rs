@@ -1,0 +1,103 @@
+//! Answers questions with the published crate `composefs`, one after another, over standard input and output.
+//!
+//! A question is a line `COMMAND HASH VERSION LENGTH` and LENGTH bytes; an answer is a line `VERDICT LENGTH` and LENGTH
+//! bytes.  VERDICT is `ok`, `error` (the crate refuses, the bytes say why) or `panic`.
+//!
+//! - `digest`: of the image of a dumpfile, in hexadecimal
+//! - `image`: the image of a dumpfile
+//! - `check`: nothing, if the validating reader takes the image
+//! - `tree`: the dumpfile of an image
+//! - `objects`: the digests that an image names, one a line, sorted
+
+use std::io::{self, BufRead, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use anyhow::{Context, Result, bail};
+use composefs::dumpfile::{dumpfile_to_validated_filesystem, write_dumpfile};
+use composefs::erofs::format::FormatVersion;
+use composefs::erofs::reader::{Image, collect_objects, erofs_to_filesystem};
+use composefs::erofs::writer::mkfs_erofs_versioned;
+use composefs::fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue, compute_verity};
+
+struct Question {
+    command: String,
+    hash: String,
+    version: FormatVersion,
+    payload: Vec<u8>,
+}
+
+fn read_question(input: &mut impl BufRead) -> Result<Option<Question>> {
+    let mut line = String::new();
+    if input.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [command, hash, version, length] = words[..] else {
+        bail!("not a question: {line:?}");
+    };
+    let mut payload = vec![0; length.parse().context("the length of a question")?];
+    input.read_exact(&mut payload)?;
+    let version = match version {
+        "0" => FormatVersion::V0,
+        "1" => FormatVersion::V1,
+        "2" => FormatVersion::V2,
+        other => bail!("no version {other:?}"),
+    };
+    Ok(Some(Question { command: command.into(), hash: hash.into(), version, payload }))
+}
+
+fn image<H: FsVerityHashValue>(question: &Question) -> Result<Box<[u8]>> {
+    let tree = dumpfile_to_validated_filesystem::<H>(std::str::from_utf8(&question.payload)?)?;
+    Ok(mkfs_erofs_versioned(&tree, question.version))
+}
+
+fn check<H: FsVerityHashValue>(data: &[u8]) -> Result<()> {
+    Image::open(data)?.restrict_to_composefs()?.fsck_metadata()?;
+    collect_objects::<H>(data)?;
+    erofs_to_filesystem::<H>(data)?;
+    Ok(())
+}
+
+fn tree<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
+    let mut dumpfile = Vec::new();
+    write_dumpfile(&mut dumpfile, &erofs_to_filesystem::<H>(data)?)?;
+    Ok(dumpfile)
+}
+
+fn objects<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
+    let mut lines: Vec<String> = collect_objects::<H>(data)?.iter().map(|id| id.to_hex() + "\n").collect();
+    lines.sort();
+    Ok(lines.concat().into())
+}
+
+fn answer<H: FsVerityHashValue>(question: &Question) -> Result<Vec<u8>> {
+    match question.command.as_str() {
+        "digest" => Ok(compute_verity::<H>(&image::<H>(question)?).to_hex().into()),
+        "image" => Ok(image::<H>(question)?.into()),
+        "check" => check::<H>(&question.payload).map(|()| Vec::new()),
+        "tree" => tree::<H>(&question.payload),
+        "objects" => objects::<H>(&question.payload),
+        other => bail!("no command {other:?}"),
+    }
+}
+
+fn main() -> Result<()> {
+    std::panic::set_hook(Box::new(|_| {})); // a panic is an answer
+    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    while let Some(question) = read_question(&mut input)? {
+        let answered = catch_unwind(AssertUnwindSafe(|| match question.hash.as_str() {
+            "sha256" => answer::<Sha256HashValue>(&question),
+            "sha512" => answer::<Sha512HashValue>(&question),
+            other => bail!("no hash {other:?}"),
+        }));
+        let (verdict, bytes) = match answered {
+            Ok(Ok(bytes)) => ("ok", bytes),
+            Ok(Err(error)) => ("error", format!("{error:#}").into_bytes()),
+            Err(_) => ("panic", Vec::new()),
+        };
+        writeln!(output, "{verdict} {}", bytes.len())?;
+        output.write_all(&bytes)?;
+        output.flush()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+"""What composefs-rs says of a dumpfile or an image: the harness of `tests/interop/harness`, asked over a pipe."""
+
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from composefsd.digests import Algorithm
+from composefsd.erofs.format import FormatVersion
+
+
+class RefusedError(Exception):
+    """composefs-rs refuses what it was given, in its words; `panicked` if it did not even do that."""
+
+    def __init__(self, message: str, *, panicked: bool) -> None:
+        super().__init__(message)
+        self.panicked = panicked
+
+
+class Harness:
+    """A running harness; a context manager.  Every method raises RefusedError."""
+
+    def __init__(self, program: Path) -> None:
+        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+    def digest(self, dumpfile: bytes, version: FormatVersion, algorithm: Algorithm) -> str:
+        """The digest of the image of a dumpfile, in hexadecimal."""
+        return self._ask("digest", dumpfile, algorithm, version).decode()
+
+    def image(self, dumpfile: bytes, version: FormatVersion, algorithm: Algorithm) -> bytes:
+        """The image of a dumpfile."""
+        return self._ask("image", dumpfile, algorithm, version)
+
+    def check(self, image: bytes, algorithm: Algorithm) -> None:
+        """Have the validating reader look at an image."""
+        self._ask("check", image, algorithm)
+
+    def tree(self, image: bytes, algorithm: Algorithm) -> bytes:
+        """The dumpfile of an image."""
+        return self._ask("tree", image, algorithm)
+
+    def objects(self, image: bytes, algorithm: Algorithm) -> set[bytes]:
+        """The raw digests of the objects that an image names."""
+        return {bytes.fromhex(line) for line in self._ask("objects", image, algorithm).decode().split()}
+
+    def _ask(
+        self, command: str, payload: bytes, algorithm: Algorithm, version: FormatVersion = FormatVersion.V1
+    ) -> bytes:
+        question, answer = self._process.stdin, self._process.stdout
+        if question is None or answer is None:
+            raise ValueError("the harness has no pipes")
+        question.write(f"{command} {algorithm.value} {int(version)} {len(payload)}\n".encode() + payload)
+        question.flush()
+        words = answer.readline().decode().split()
+        if len(words) != 2:
+            raise RuntimeError(f"the harness died of {command} with status {self._process.wait()}")
+        data = answer.read(int(words[1]))
+        if words[0] != "ok":
+            raise RefusedError(data.decode(errors="replace"), panicked=words[0] == "panic")
+        return data
