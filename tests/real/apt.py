@@ -2,8 +2,10 @@
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -20,15 +22,15 @@ class Mirror:
 
     uri: str
 
-    def source(self, suite: str) -> str:
-        """The one-line apt source of a suite of this archive."""
-        return f"deb [signed-by={KEYRING}] {self.uri} {suite} main"
+    def source(self, suite: str, kind: str = "deb") -> str:
+        """The one-line apt source of a suite of this archive; kind `deb-src` is for sources."""
+        return f"{kind} [signed-by={KEYRING}] {self.uri} {suite} main"
 
 
-def _output(*command: str) -> str:
+def _output(*command: str, folder: Path | None = None) -> str:
     """Standard output of a command.  Raises UnavailableError if there is no such tool, or if it fails."""
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout
     except FileNotFoundError as error:
         raise UnavailableError(f"{command[0]} is not installed") from error
     except subprocess.CalledProcessError as error:
@@ -69,3 +71,46 @@ def proxy_options() -> list[str]:
     listed = _output("apt-config", "dump", "--format", "%F=%v%n", "Acquire::http::Proxy", "Acquire::https::Proxy")
     settings = (line.partition("=") for line in listed.splitlines())
     return [f'{name} "{value}"' for name, _, value in settings if value]
+
+
+def download(suite: str, packages: Sequence[str], folder: Path, *, sources: bool = False) -> list[Path]:
+    """Download packages of a suite, or the archives of source packages, into `folder`; the files, sorted.
+
+    The apt that does it knows of that suite alone, and leaves the machine's own state be.  Raises UnavailableError.
+    """
+    with TemporaryDirectory() as name:
+        options = _private_state(Path(name), find_mirror().source(suite, "deb-src" if sources else "deb"))
+        _output("apt-get", *options, "update")
+        action = ["source", "--download-only"] if sources else ["download"]
+        before = set(folder.iterdir())
+        _output("apt-get", *options, *action, *packages, folder=folder)
+    return sorted(set(folder.iterdir()) - before)
+
+
+def _private_state(folder: Path, source: str) -> list[str]:
+    """Options for an apt that keeps all that it knows in `folder`."""
+    (folder / "sources.list").write_text(f"{source}\n")
+    for directory in ("state/lists/partial", "cache/archives/partial"):
+        (folder / directory).mkdir(parents=True)
+    (folder / "state/status").touch()
+    settings = {
+        "Dir::State": folder / "state",
+        "Dir::State::status": folder / "state/status",
+        "Dir::Cache": folder / "cache",
+        "Dir::Etc::SourceList": folder / "sources.list",
+        "Dir::Etc::SourceParts": "-",
+        "Acquire::Languages": "none",
+        "Acquire::Check-Valid-Until": "false",  # a mirror may be a snapshot; the signature is checked all the same
+        "APT::Sandbox::User": "root",
+    }
+    return [f"-o{name}={value}" for name, value in settings.items()]
+
+
+def unpack(package: Path, folder: Path) -> None:
+    """Unpack what a package installs into `folder`.  Raises UnavailableError."""
+    _output("dpkg-deb", "--extract", str(package), str(folder))
+
+
+def version(package: Path) -> str:
+    """The version of a package.  Raises UnavailableError."""
+    return _output("dpkg-deb", "--field", str(package), "Version").strip()

@@ -73,34 +73,11 @@ def harness() -> Path:
     return cache.ensure("harness", cache.key(*sources), build, saying=saying) / "bin/composefs-harness"
 
 
-def _fetch(folder: Path) -> None:
-    """Download the packages with an apt that knows of unstable alone and leaves the machine's own state be."""
-    (folder / "sources.list").write_text(apt.find_mirror().source("unstable") + "\n")
-    for name in ("state/lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True)
-    (folder / "state/status").touch()
-    settings = {
-        "Dir::State": folder / "state",
-        "Dir::State::status": folder / "state/status",
-        "Dir::Cache": folder / "cache",
-        "Dir::Etc::SourceList": folder / "sources.list",
-        "Dir::Etc::SourceParts": "-",
-        "Acquire::Languages": "none",
-        "Acquire::Check-Valid-Until": "false",  # a mirror may be a snapshot; the signature is checked all the same
-        "APT::Sandbox::User": "root",
-    }
-    options = [f"-o{name}={value}" for name, value in settings.items()]
-    _run(["apt-get", *options, "update"], folder)
-    _run(["apt-get", *options, "download", *_PACKAGES], folder)
-
-
 def _build(work: Path) -> None:
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        _fetch(folder)
-        for package in folder.glob("*.deb"):
-            _run(["dpkg-deb", "--extract", str(package), str(work)], folder)
-            (work / "version").write_text(_run(["dpkg-deb", "--field", str(package), "Version"], folder))
+        for package in apt.download("unstable", _PACKAGES, Path(name)):
+            apt.unpack(package, work)
+            (work / "version").write_text(apt.version(package))
 
 
 def _unpacked() -> Path:
@@ -110,7 +87,7 @@ def _unpacked() -> Path:
 
 def c_version() -> str:
     """The version of the C implementation, as Debian numbers it.  Raises UnavailableError where it cannot be had."""
-    return (_unpacked() / "version").read_text().strip()
+    return (_unpacked() / "version").read_text()
 
 
 def mkcomposefs() -> list[str]:
