@@ -73,6 +73,12 @@ class Document:
             if key not in self:
                 raise self._bad(key, "there")
 
+    def refuse_null(self, *keys: str) -> None:
+        """Raises FormatError if one of these is there and null, which the getters take for missing."""
+        for key in keys:
+            if key in self._members and self._members[key] is None:
+                raise self._bad(key, "anything")
+
     def text(self, key: str, default: str | None = None, *, form: re.Pattern[str] = ANY_TEXT) -> str:
         """A string, the whole of which is of a form; without `default` it has to be there."""
         value = self._members.get(key)

@@ -84,6 +84,7 @@ class Metadata:
         incompatible feature of later times.
         """
         top = Document.parse(data, NAME)
+        top.refuse_null("features", "erofs_formats")
         version = top.integer("version")
         if version > _VERSION:
             raise IncompatibleRepositoryError(f"{NAME}: repository version {version} is newer than {_VERSION}")
@@ -92,6 +93,7 @@ class Metadata:
         formats = top.child("erofs_formats")
         if "erofs_formats" not in top:
             return cls(algorithm, features=features, version=version)
+        formats.refuse_null("extra")
         extra = frozenset(map(_format, formats.integers("extra")))
         return cls(algorithm, _format(formats.integer("default")), extra, features, version)
 
@@ -128,6 +130,7 @@ def _format(number: int) -> FormatVersion:
 
 
 def _features(value: Document) -> Features:
+    value.refuse_null("compatible", "read-only-compatible", "incompatible")
     features = Features(value.texts("compatible"), value.texts("read-only-compatible"), value.texts("incompatible"))
     unknown = [flag for flag in features.incompatible if flag not in _KNOWN_INCOMPATIBLE]
     if unknown:

@@ -5,15 +5,14 @@ A peer that cannot be had fails a test here instead of skipping it.
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import pytest
 from real import apt, peers
 from real.harness import Harness
+from real.ledger import PROPERTY, Ledger, Sweep
 
-_PROPERTY: Final = "interop"
 _BEGIN: Final = "<!-- written by make interop -->"
 _END: Final = "<!-- end -->"
 
@@ -65,35 +64,10 @@ def harness() -> Iterator[Harness]:
         yield running
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """How generated cases are made: `random(name)` is a generator of its own for a test, `cases` scales a number."""
-
-    seed: int
-    factor: int
-
-    def random(self, name: str) -> random.Random:
-        return random.Random(f"{self.seed} {name}")
-
-    def cases(self, number: int) -> int:
-        return number * self.factor
-
-
 @pytest.fixture(scope="session")
 def sweep(pytestconfig: pytest.Config) -> Sweep:
     """The seed and the size of this run."""
     return Sweep(pytestconfig.getoption("--seed"), pytestconfig.getoption("--sweep"))
-
-
-class Ledger:
-    """Takes the lines of the table."""
-
-    def __init__(self, record: Callable[[str, object], None]) -> None:
-        self._record = record
-
-    def record(self, area: str, peer: str, cases: int, result: str) -> None:
-        """A line: what was compared, with whom, how many cases, and what came out."""
-        self._record(_PROPERTY, {"area": area, "peer": peer, "cases": cases, "result": result})
 
 
 @pytest.fixture
@@ -104,7 +78,7 @@ def ledger(record_property: Callable[[str, object], None]) -> Ledger:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and report.passed:
-        _rows.extend(cast("dict[str, Any]", value) for name, value in report.user_properties if name == _PROPERTY)
+        _rows.extend(cast("dict[str, Any]", value) for name, value in report.user_properties if name == PROPERTY)
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,12 +1,20 @@
-"""What composefs-rs says of a dumpfile or an image: the harness of `tests/interop/harness`, asked over a pipe."""
+"""What composefs-rs says of dumpfiles, images, splitstreams and `meta.json`.
 
+The harness of `tests/interop/harness` is asked over a pipe.
+"""
+
+import os
+import resource
 import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from composefsd.digests import Algorithm
 from composefsd.erofs.format import FormatVersion
+
+_MEMORY_BYTES: Final = 1 << 30
+"""The crate trusts some sizes that it reads, and would fill the memory of the machine."""
 
 
 class RefusedError(Exception):
@@ -21,7 +29,14 @@ class Harness:
     """A running harness; a context manager.  Every method raises RefusedError."""
 
     def __init__(self, program: Path) -> None:
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.defpath, "RUST_BACKTRACE": "0"},  # a backtrace for every refusal takes very long
+        )
+        resource.prlimit(self._process.pid, resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +65,14 @@ class Harness:
     def objects(self, image: bytes, algorithm: Algorithm) -> set[bytes]:
         """The raw digests of the objects that an image names."""
         return {bytes.fromhex(line) for line in self._ask("objects", image, algorithm).decode().split()}
+
+    def splitstream(self, data: bytes, algorithm: Algorithm) -> list[str]:
+        """What is in a splitstream, as lines; see the harness's source."""
+        return self._ask("splitstream", data, algorithm).decode().split("\n")
+
+    def metadata(self, data: bytes, algorithm: Algorithm) -> list[str]:
+        """Of a `meta.json`: `read` or `write`, then the image formats with the default first, such as `V1`."""
+        return self._ask("metadata", data, algorithm).decode().split()
 
     def _ask(
         self, command: str, payload: bytes, algorithm: Algorithm, version: FormatVersion = FormatVersion.V1

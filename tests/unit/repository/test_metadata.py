@@ -121,6 +121,10 @@ def test_what_belongs_to_later_times_is_incompatible(changes: dict[str, Any]) ->
         {"erofs_formats": {"default": True}},
         {"erofs_formats": {"default": 1, "extra": [True]}},
         {"erofs_formats": 1},
+        {"features": None},
+        {"features": {"compatible": None}},
+        {"erofs_formats": None},
+        {"erofs_formats": {"default": 1, "extra": None}},
     ],
 )
 def test_values_of_wrong_types_are_refused(changes: dict[str, Any]) -> None:

@@ -8,8 +8,11 @@
 //! - `check`: nothing, if the validating reader takes the image
 //! - `tree`: the dumpfile of an image
 //! - `objects`: the digests that an image names, one a line, sorted
+//! - `splitstream`: what is in a splitstream: lines `type`, `size`, `object`, `name`, and `inline` or `external` in order
+//! - `metadata`: of a `meta.json`, whether it may be written, and the image formats, the default first
 
-use std::io::{self, BufRead, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, Seek, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +21,8 @@ use composefs::erofs::format::FormatVersion;
 use composefs::erofs::reader::{Image, collect_objects, erofs_to_filesystem};
 use composefs::erofs::writer::mkfs_erofs_versioned;
 use composefs::fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue, compute_verity};
+use composefs::repository::{FeatureCheck, RepoMetadata};
+use composefs::splitstream::{SplitStreamData, SplitStreamReader};
 
 struct Question {
     command: String,
@@ -43,7 +48,12 @@ fn read_question(input: &mut impl BufRead) -> Result<Option<Question>> {
         "2" => FormatVersion::V2,
         other => bail!("no version {other:?}"),
     };
-    Ok(Some(Question { command: command.into(), hash: hash.into(), version, payload }))
+    Ok(Some(Question {
+        command: command.into(),
+        hash: hash.into(),
+        version,
+        payload,
+    }))
 }
 
 fn image<H: FsVerityHashValue>(question: &Question) -> Result<Box<[u8]>> {
@@ -52,7 +62,9 @@ fn image<H: FsVerityHashValue>(question: &Question) -> Result<Box<[u8]>> {
 }
 
 fn check<H: FsVerityHashValue>(data: &[u8]) -> Result<()> {
-    Image::open(data)?.restrict_to_composefs()?.fsck_metadata()?;
+    Image::open(data)?
+        .restrict_to_composefs()?
+        .fsck_metadata()?;
     collect_objects::<H>(data)?;
     erofs_to_filesystem::<H>(data)?;
     Ok(())
@@ -65,9 +77,67 @@ fn tree<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn objects<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
-    let mut lines: Vec<String> = collect_objects::<H>(data)?.iter().map(|id| id.to_hex() + "\n").collect();
+    let mut lines: Vec<String> = collect_objects::<H>(data)?
+        .iter()
+        .map(|id| id.to_hex() + "\n")
+        .collect();
     lines.sort();
     Ok(lines.concat().into())
+}
+
+/// A file that nobody else sees: the reader of splitstreams wants one.
+fn unnamed_file(data: &[u8]) -> Result<File> {
+    let path = std::env::temp_dir().join(format!("composefs-harness-{}", std::process::id()));
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    fs::remove_file(&path)?;
+    file.write_all(data)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn splitstream<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
+    let mut reader = SplitStreamReader::<H>::new(unnamed_file(data)?, None)?;
+    let mut lines = vec![
+        format!("type {}", reader.content_type),
+        format!("size {}", reader.total_size),
+    ];
+    reader.get_object_refs(|id| lines.push(format!("object {}", id.to_hex())))?;
+    let named = reader.iter_named_refs();
+    let mut names: Vec<String> = named
+        .map(|(name, id)| format!("name {} {}", id.to_hex(), hex(name.as_bytes())))
+        .collect();
+    names.sort();
+    lines.append(&mut names);
+    reader.for_each_chunk(|chunk| {
+        lines.push(match chunk {
+            SplitStreamData::Inline(bytes) => format!("inline {}", hex(&bytes)),
+            SplitStreamData::External(id) => format!("external {}", id.to_hex()),
+        });
+        Ok(())
+    })?;
+    Ok(lines.join("\n").into())
+}
+
+fn metadata<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
+    let found = RepoMetadata::from_json(data)?;
+    let access = match found.check_compatible::<H>()? {
+        FeatureCheck::ReadWrite => "write",
+        FeatureCheck::ReadOnly(_) => "read",
+    };
+    let formats: Vec<String> = found
+        .format_config()
+        .versions()
+        .map(|version| format!("{version:?}"))
+        .collect();
+    Ok(format!("{access} {}", formats.join(" ")).into())
 }
 
 fn answer<H: FsVerityHashValue>(question: &Question) -> Result<Vec<u8>> {
@@ -77,6 +147,8 @@ fn answer<H: FsVerityHashValue>(question: &Question) -> Result<Vec<u8>> {
         "check" => check::<H>(&question.payload).map(|()| Vec::new()),
         "tree" => tree::<H>(&question.payload),
         "objects" => objects::<H>(&question.payload),
+        "splitstream" => splitstream::<H>(&question.payload),
+        "metadata" => metadata::<H>(&question.payload),
         other => bail!("no command {other:?}"),
     }
 }
