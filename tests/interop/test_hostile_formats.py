@@ -8,17 +8,16 @@ import json
 import random
 import re
 import resource
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import pytest
 import zstandard
+from interop.hostile import bounded, mutated, told
 from real import peers
 from real.harness import Harness, RefusedError
 from real.ledger import Ledger, Sweep
@@ -33,9 +32,7 @@ from composefsd.splitstream.writer import Writer
 
 VECTORS: Final = Path(__file__).parents[1] / "vectors" / "splitstream" / "splitstream.json"
 
-_SECONDS: Final = 10
 _GROWTH_BYTES: Final = 256 << 20
-_BOUNDARIES: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 63) - 1, 1 << 63)
 _DIGESTS: Final = {Algorithm.SHA256: 32, Algorithm.SHA512: 64}
 
 STRICTER_SPLITSTREAM: Final = {
@@ -56,22 +53,6 @@ class Verdict:
 
     content: object = None
     refusal: str | None = None
-
-
-@contextmanager
-def bounded(case: bytes) -> Iterator[None]:
-    """A hang becomes a failure that shows the case."""
-
-    def give_up(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"not done after {_SECONDS} s: {case.hex()}")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(_SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
@@ -123,29 +104,6 @@ def peer() -> Iterator[Peer]:
     running.close()
 
 
-def mutated(data: bytes, chance: random.Random) -> bytes:
-    """A few changes that know nothing of the format."""
-    changed = bytearray(data)
-    for _ in range(chance.choice((1, 1, 1, 2, 5))):
-        at = chance.randrange(len(changed) + 1)
-        match chance.randrange(6):
-            case 0 if changed:
-                changed[at % len(changed)] ^= 1 << chance.randrange(8)
-            case 1:
-                del changed[at:]
-            case 2:
-                del changed[at : at + chance.randrange(1, 20)]
-            case 3:
-                changed[at:at] = chance.randbytes(chance.randrange(1, 20))
-            case 4:
-                changed[at:at] = changed[at : at + chance.randrange(1, 200)]
-            case _:
-                value = chance.choice(_BOUNDARIES)
-                width = chance.choice((1, 2, 4, 8))
-                changed[at : at + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
-    return bytes(changed)
-
-
 def compare(cases: Iterator[tuple[bytes, Verdict, Verdict]], stricter: dict[str, str]) -> Counter[str]:
     """Count agreement; fails on a case that we accept and composefs-rs refuses, or that we read otherwise."""
     counts: Counter[str] = Counter()
@@ -161,10 +119,6 @@ def compare(cases: Iterator[tuple[bytes, Verdict, Verdict]], stricter: dict[str,
             assert mine.content == theirs.content, case.hex()
             counts["read alike"] += 1
     return counts
-
-
-def told(counts: Counter[str]) -> str:
-    return "; ".join(f"{number:,} {what}" for what, number in sorted(counts.items()))
 
 
 # Splitstreams
