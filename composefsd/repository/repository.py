@@ -19,13 +19,13 @@ within a block that shares it never succeeds.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
 from composefsd.digests import Algorithm
 from composefsd.erofs.format import FormatVersion
-from composefsd.errors import IncompatibleRepositoryError, ObjectMissingError, ReadOnlyError
+from composefsd.errors import ComposefsdError, IncompatibleRepositoryError, ObjectMissingError, ReadOnlyError
 from composefsd.linux import lock
 from composefsd.linux.oserrors import translate, translated
 from composefsd.linux.syscalls import syncfs
@@ -62,12 +62,13 @@ class Repository:
         )
 
     @classmethod
-    def open(cls, path: Path, *, writable: bool = True) -> Self:
+    def open(cls, path: Path, *, writable: bool = True, algorithm: Algorithm | None = None) -> Self:
         """The repository at `path`.
 
-        One that cannot be written opens all the same, and writing raises ReadOnlyError.  Raises
-        IncompatibleRepositoryError if there is no repository, or one of later times, and FormatError if `meta.json`
-        is malformed.
+        One that cannot be written opens all the same, and writing raises ReadOnlyError.  One from before `meta.json`
+        is upgraded, as composefs-rs does, if it is opened for writing; algorithm is the hash that it then has to be
+        of.  Raises IncompatibleRepositoryError if there is no repository, or one of later times, or an old one that
+        cannot be upgraded, and FormatError if `meta.json` is malformed.
         """
         try:
             fd = os.open(path, _DIRECTORY)
@@ -75,6 +76,13 @@ class Repository:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise IncompatibleRepositoryError(f"there is no repository at {path}", path=str(path)) from error
             raise translate(error, f"opening the repository at {path}", path=str(path)) from error
+        if writable:
+            try:
+                if setup.is_old(fd):
+                    setup.upgrade(fd, algorithm)
+            except BaseException:
+                os.close(fd)
+                raise
         return cls(fd, path, writable=writable)
 
     @classmethod
@@ -157,19 +165,43 @@ class Repository:
         fd = self._reopened()
         try:
             with lock.shared(fd, timeout=timeout):
+                self._look_again()
                 yield
         finally:
             os.close(fd)
 
     @contextmanager
-    def exclusive_lock(self, timeout: float | None = None) -> Iterator[None]:
-        """Keep everybody else away, as garbage collection must; `timeout` as for `shared_lock`."""
+    def exclusive_lock(self, timeout: float | None = None) -> Iterator[int]:
+        """Keep everybody else away, as garbage collection must; `timeout` as for `shared_lock`.
+
+        Gives the descriptor that holds the lock: a process that gets a copy of it holds the lock, too, even if this
+        one is killed.
+        """
         fd = self._reopened()
         try:
             with lock.exclusive(fd, timeout=timeout):
-                yield
+                self._look_again()
+                yield fd
         finally:
             os.close(fd)
+
+    def _look_again(self) -> None:
+        """Under the lock: the repository may have been made secure since it was opened.
+
+        Nothing else about it ever changes; where `meta.json` is damaged, or another one, that is for fsck to tell.
+        """
+        with suppress(ComposefsdError):
+            _, self.verity = setup.load(self.fd)
+            self.objects.demand_verity(demanded=self.verity)
+
+    def make_secure(self) -> None:
+        """Have it demand fs-verity of every object from now on; for ever, as nothing takes that back.
+
+        To be called under the exclusive lock, after `secure.enable` and `sync`.  Raises as `setup.make_secure`.
+        """
+        self.require_writable()
+        setup.make_secure(self.fd, self.algorithm)
+        self._look_again()
 
     def _reopened(self) -> int:
         with translated("opening the repository for its lock"):

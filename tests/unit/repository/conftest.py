@@ -108,6 +108,8 @@ class VerityKernel:
         return 0
 
     def _enable(self, fd: int, file: tuple[int, int], number: int) -> None:
+        if os.fstat(fd).st_nlink == 0:  # a new file without a name may have the inode of one that is gone
+            self.digests.pop(file, None)
         if file in self.digests:
             raise OSError(errno.EEXIST, "exists")
         self.busy -= 1
