@@ -1,43 +1,72 @@
-"""Garbage collection: what no ref leads to, goes.
+"""Garbage collection: what no root leads to, goes.  What roots are, and what lives by them, is in `marks`.
 
-Roots are the refs of both categories; first-level links to images and streams are not.  A root image keeps itself and
-the objects it names.  A root stream keeps itself, the objects in it, and what it names; what it names is walked in
-turn if it is the current splitstream of some name.  So composefs-rs defines it, and so two implementations agree on
-what a repository holds.
+Nothing is removed unless everything that lives could be read, all names in the store make sense, and it is known of
+each link whether it will lead somewhere afterwards; a dry run does all that, too, and so tells what will be removed.
+Then links to images and streams go, and the objects only once that is on the disk: a name never outlives what it
+stands for, whenever the power fails.  Refs that lead nowhere go last, as in composefs-rs: one whose text ends in the
+name of an entry is a root once more, even if the way there is wrong, and shall be one again if this was cut off.
 
-Nothing is removed unless everything that lives could be read, and all names in the store make sense.  Then links go
-first, and the objects they led to only once that is on the disk: a name never outlives what it stands for, whenever
-the power fails.
+The directories are read twice, first to look and then to remove, so that what goes need not be held in memory.
 """
 
 import os
 import re
-import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from enum import StrEnum
+from typing import Final, Protocol
 
-from composefsd.digests import ObjectId
-from composefsd.erofs import reader as erofs
-from composefsd.errors import ComposefsdError, CorruptError, FormatError, LimitExceededError, ObjectMissingError
+from composefsd.errors import CorruptError
 from composefsd.linux.oserrors import translate, translated
-from composefsd.repository import links
-from composefsd.repository.links import Category, Link
-from composefsd.repository.objects import DIRECTORY
+from composefsd.repository import links, setup
+from composefsd.repository.drafts import is_temporary
+from composefsd.repository.links import Category
+from composefsd.repository.marks import ABSENT, Marks, Root, Tick, Weight
+from composefsd.repository.objects import DIRECTORY, TEMPORARY_PREFIX
+from composefsd.repository.outlook import Outlook
 from composefsd.repository.repository import Repository
 
-Tick = Callable[[int, int], None]
-"""Told how many objects were removed, and of how many; of none as long as that is not known.  It may raise."""
-
 _TICK_OBJECTS: Final = 256
+_TEMPORARIES: Final = (("", links.TEMPORARY_PREFIX), ("", setup.TEMPORARY_PREFIX), (DIRECTORY, TEMPORARY_PREFIX))
+"""Where temporary names are, and how they begin."""
+
+
+class What(StrEnum):
+    """What can go: an object, a link to an image or a stream, a ref, a temporary name."""
+
+    OBJECT = "object"
+    IMAGE = "image"
+    STREAM = "stream"
+    REF = "ref"
+    TEMPORARY = "temporary"
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A file or link that was removed, or would be; path is relative to the repository, links have no size."""
+
+    what: What
+    path: str
+    size_bytes: int = 0
+
+
+class Witness(Protocol):
+    """Who is told about each thing, as it is removed; in a dry run first about each root that stays."""
+
+    def stays(self, weight: Weight) -> None:
+        """A root stays, and keeps so much."""
+
+    def goes(self, gone: Gone) -> None:
+        """Something was removed, or would be."""
 
 
 @dataclass(frozen=True, slots=True)
 class GcResult:
-    """What was removed, or would be; bytes_removed adds up the sizes of the files.
+    """What was removed, or would be: objects, their bytes as the sizes of the files, links of images and of streams.
 
-    A dry run counts only links that lead nowhere already.
+    The refs of a category count among its links, as composefs-rs counts them; its dry runs count only links that lead
+    nowhere before anything is removed.
     """
 
     objects_removed: int
@@ -53,165 +82,177 @@ def collect(
     extra_images: Iterable[bytes] = (),
     dry_run: bool,
     tick: Tick | None = None,
+    witness: Witness | None = None,
 ) -> GcResult:
-    """Remove what neither a ref nor one of `roots` and `extra_images` keeps.
+    """Remove what neither a ref nor one of `roots` and `extra_images` keeps; these are as in `Marks.read`.
 
-    The caller holds the exclusive lock, or the shared one for a dry run.  `roots` are names of images or streams, and
-    those that do not exist are ignored; `extra_images` are digests of images.  Raises ObjectMissingError or
-    CorruptError, having removed nothing, if something that lives cannot be read.
+    The caller holds the exclusive lock, or the shared one for a dry run.  Raises ObjectMissingError or CorruptError,
+    having removed nothing, if something that lives cannot be read.
     """
     if not dry_run:
         repo.require_writable()
-    report = tick or _ignore
-    live = _mark(repo, frozenset(roots), extra_images, report)
-    dead = list(_dead(repo, live))
-    pruned = dict.fromkeys(Category, 0)
+    report, tell = tick or _ignore, witness or _Nobody()
+    marks = Marks.read(repo, roots=roots, extra_images=extra_images, report=report)
+    store = _Store(repo, marks)
+    dead = store.count_dead()
+    outlook = Outlook(repo.fd, marks)
+    pruned = {category: _dangling(repo, category, outlook) for category in Category}
+    if dry_run and witness is not None:
+        for weight in marks.weigh(store.sizes()):
+            witness.stays(weight)
+    entries, refs = _parted(gone for found in pruned.values() for gone in found)
+    _unlink_all(repo, entries, tell, dry_run=dry_run)
     if not dry_run:
-        for category in Category:
-            pruned[category] = _remove_dead_links(repo, category, live)
         repo.sync()
-        _sweep(repo, dead, report)
-    for category in Category:
-        pruned[category] += _prune(repo, category, dry_run=dry_run)
-    removed_bytes = sum(size for _, size in dead)
-    return GcResult(len(dead), removed_bytes, pruned[Category.IMAGES], pruned[Category.STREAMS])
+    count, removed_bytes = _sweep(repo, store, dead, report, tell, dry_run=dry_run)
+    _unlink_all(repo, refs, tell, dry_run=dry_run)
+    return GcResult(count, removed_bytes, len(pruned[Category.IMAGES]), len(pruned[Category.STREAMS]))
+
+
+def explain(repo: Repository, digest: bytes) -> list[Root]:
+    """The roots that keep an object; none if the collector would take it.
+
+    The caller holds the shared lock.  Raises as `collect`.
+    """
+    return list(Marks.read(repo).keepers(digest))
+
+
+def temporaries(repo: Repository) -> Iterator[Gone]:
+    """What `Repository.clean_temporaries` would remove now; without the exclusive lock some may be in use."""
+    for directory, prefix in _TEMPORARIES:
+        for name, _, is_directory in links.listing(repo.fd, directory or "."):
+            if is_temporary(name, prefix) and not is_directory:
+                path = f"{directory}/{name}".lstrip("/")
+                yield Gone(What.TEMPORARY, path, _size(repo.fd, path))
 
 
 def _ignore(_done: int, _total: int) -> None:
     pass
 
 
-def _mark(repo: Repository, roots: frozenset[str], extra_images: Iterable[bytes], report: Tick) -> set[bytes]:
-    """The raw digests of all objects that live."""
-    images = _entries(repo, Category.IMAGES)
-    live: set[bytes] = set()
-    for digest in {*_roots(repo, Category.IMAGES, images, roots), *extra_images}:
-        report(0, 0)
-        live.add(digest)
-        with _reading(f"image {digest.hex()}"):
-            live |= erofs.object_ids(repo.read_image(digest), repo.algorithm)
-    streams = _entries(repo, Category.STREAMS)
-    names = {digest: name for name, digest in streams.items()}
-    pending, walked = list(_roots(repo, Category.STREAMS, streams, roots)), set[bytes]()
-    while pending:
-        digest = pending.pop()
-        if digest in walked:
-            continue
-        report(0, 0)
-        walked.add(digest)
-        with _reading(f"stream {names[digest]}"):
-            stream = repo.read_stream_object(digest)
-        live.add(digest)
-        live.update(stream.object_refs, stream.named_refs.values())
-        pending += [named for named in stream.named_refs.values() if named in names]
-    return live
+class _Nobody:
+    """A witness that does not look."""
+
+    def stays(self, weight: Weight) -> None:
+        pass
+
+    def goes(self, gone: Gone) -> None:
+        pass
 
 
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Puts in front of an error what could not be read; a format that is broken here is corruption."""
-    try:
-        yield
-    except (FormatError, LimitExceededError) as error:
-        raise CorruptError(f"{what}: {error}", **error.facts) from error
-    except ComposefsdError as error:
-        raise type(error)(f"{what}: {error}", **error.facts) from error
+# Links
 
 
-def _entries(repo: Repository, category: Category) -> dict[str, bytes]:
-    """The first-level names of a category, and the objects their links name."""
-    found = {}
-    for link in links.entries(repo.fd, category):
-        digest = links.object_in_text(link.text, repo.algorithm)
-        if digest is None:
-            raise CorruptError(f"{link.path} leads to {link.text[:200]!r}, which is no object", subject=link.path)
-        found[link.path.partition("/")[2]] = digest
-    return found
+def _dangling(repo: Repository, category: Category, outlook: Outlook) -> list[Gone]:
+    """The links of a category that will lead nowhere: those to objects, then the refs that lead to them."""
+    what = What.IMAGE if category is Category.IMAGES else What.STREAM
+    found = [Gone(what, link.path) for link in links.entries(repo.fd, category) if outlook.dangles(link.path)]
+    refs = sorted(links.refs(repo.fd, category))
+    return found + [Gone(What.REF, link.path) for link in refs if outlook.dangles(link.path)]
 
 
-def _roots(repo: Repository, category: Category, entries: dict[str, bytes], names: frozenset[str]) -> set[bytes]:
-    found = {digest for name, digest in entries.items() if name in names}
-    for link in links.refs(repo.fd, category):
-        entry = links.last_component(link.text)
-        if entry is None:  # composefs-rs skips it, too
-            continue
-        if entry not in entries:
-            raise ObjectMissingError(
-                f"{link.path} leads to {category}/{entry}, which is not there", subject=link.path
-            )
-        found.add(entries[entry])
-    return found
+def _parted(found: Iterable[Gone]) -> tuple[list[Gone], list[Gone]]:
+    """Links to objects, and refs."""
+    entries: list[Gone] = []
+    refs: list[Gone] = []
+    for gone in found:
+        (refs if gone.what is What.REF else entries).append(gone)
+    return entries, refs
 
 
-def _dead(repo: Repository, live: set[bytes]) -> Iterator[tuple[str, int]]:
-    """The paths and sizes of all objects that do not live."""
-    kept: list[set[str]] = [set() for _ in range(256)]
-    for digest in live:
-        kept[digest[0]].add(digest.hex()[2:])
-    name_of_object = re.compile(f"[0-9a-fA-F]{{{2 * repo.algorithm.digest_bytes - 2}}}")
-    for first, names in enumerate(kept):
+def _unlink_all(repo: Repository, found: Iterable[Gone], witness: Witness, *, dry_run: bool) -> None:
+    for gone in found:
+        if not dry_run:
+            links.remove(repo.fd, gone.path)
+        witness.goes(gone)
+
+
+# Objects
+
+
+class _Store:
+    """The objects of a repository, living and dead."""
+
+    def __init__(self, repo: Repository, marks: Marks) -> None:
+        self._repo = repo
+        self._marks = marks
+        self._digests = marks.by_first_byte()
+        self._is_name = re.compile(f"[0-9a-fA-F]{{{2 * repo.algorithm.digest_bytes - 2}}}").fullmatch
+
+    def count_dead(self) -> list[int]:
+        """How many objects do not live, by first byte.  Raises CorruptError if one is none."""
+        return [self._check(first) for first in range(256)]
+
+    def sizes(self) -> "array[int]":
+        """The sizes of those that live, for `Marks.weigh`."""
+        sizes = array("q", [ABSENT]) * len(self._marks)
+        for first in range(256):
+            directory = f"{DIRECTORY}/{first:02x}"
+            numbers = {digest.hex()[2:]: self._marks.number(digest) for digest in self._digests[first]}
+            for name, _ in _listing(self._repo.fd, directory):
+                number = numbers.get(name.lower())
+                if number is not None:
+                    sizes[number] = _size(self._repo.fd, f"{directory}/{name}")
+        return sizes
+
+    def dead(self, first: int) -> Iterator[tuple[str, bool]]:
+        """The paths of what does not live, and whether they are directories."""
+        living = {digest.hex()[2:] for digest in self._digests[first]}
         directory = f"{DIRECTORY}/{first:02x}"
-        for name in _files(repo.fd, directory) - names:
-            path = f"{directory}/{name}"
-            if not name_of_object.fullmatch(name):
+        for name, is_directory in _listing(self._repo.fd, directory):
+            if name not in living and name.lower() not in living:  # composefs-rs reads names in upper case, too
+                yield f"{directory}/{name}", is_directory
+
+    def _check(self, first: int) -> int:
+        count = 0
+        for path, is_directory in self.dead(first):
+            if not self._is_name(path.rpartition("/")[2]):
                 raise CorruptError(f"{path} is not the name of an object", subject=path)
-            if name.lower() not in names:
-                yield path, _size(repo.fd, path)
+            if is_directory:
+                raise CorruptError(f"{path} is a directory", subject=path)
+            count += 1
+        return count
 
 
-def _files(root: int, directory: str) -> set[str]:
+def _sweep(
+    repo: Repository, store: _Store, dead: list[int], report: Tick, witness: Witness, *, dry_run: bool
+) -> tuple[int, int]:
+    """Remove what does not live; `dead` is `_Store.count_dead`.  Answers with how many objects, and their bytes."""
+    total, count, removed_bytes = sum(dead), 0, 0
+    for path in (path for first in range(256) if dead[first] for path, _ in store.dead(first)):
+        if count % _TICK_OBJECTS == 0:
+            report(count, max(total, count))
+        gone = Gone(What.OBJECT, path, _size(repo.fd, path))
+        if not dry_run:
+            _unlink(repo.fd, path)
+        witness.goes(gone)
+        count += 1
+        removed_bytes += gone.size_bytes
+    report(count, count)
+    return count, removed_bytes
+
+
+def _listing(root: int, directory: str) -> list[tuple[str, bool]]:
+    """The names in a directory, and whether they are directories; one that does not exist is empty."""
     with translated(f"reading {directory}", subject=directory):
         try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
         except FileNotFoundError:
-            return set()
+            return []
         try:
             with os.scandir(fd) as entries:
-                return {entry.name for entry in entries}
+                return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
         finally:
             os.close(fd)
 
 
 def _size(root: int, path: str) -> int:
     with translated(f"looking at {path}", subject=path):
-        status = os.stat(path, dir_fd=root, follow_symlinks=False)
-    if stat.S_ISDIR(status.st_mode):
-        raise CorruptError(f"{path} is a directory", subject=path)
-    return status.st_size
+        return os.stat(path, dir_fd=root, follow_symlinks=False).st_size
 
 
-def _remove_dead_links(repo: Repository, category: Category, live: set[bytes]) -> int:
-    """Remove the first-level links whose objects are about to go."""
-    dead = [link for link in links.entries(repo.fd, category) if _dies(repo, link, live)]
-    return sum(links.remove(repo.fd, link.path) for link in dead)
-
-
-def _dies(repo: Repository, link: Link, live: set[bytes]) -> bool:
-    """Links of any other text than ours may lead elsewhere; `_prune` sees whether they still lead somewhere."""
-    digest = links.object_in_text(link.text, repo.algorithm)
-    if digest is None or digest in live:
-        return False
-    return link.text == links.link_text(link.path, f"{DIRECTORY}/{ObjectId(digest).path}")
-
-
-def _sweep(repo: Repository, dead: list[tuple[str, int]], report: Tick) -> None:
-    for number, (path, _) in enumerate(dead):
-        if number % _TICK_OBJECTS == 0:
-            report(number, len(dead))
-        try:
-            os.unlink(path, dir_fd=repo.fd)
-        except OSError as error:
-            raise translate(error, f"removing {path}", partition="repository", subject=path) from error
-    report(len(dead), len(dead))
-
-
-def _prune(repo: Repository, category: Category, *, dry_run: bool) -> int:
-    """Remove links that lead nowhere: first those to objects, then the refs that led to them."""
-    count = 0
-    for found in (links.entries(repo.fd, category), links.refs(repo.fd, category)):
-        for link in list(found):
-            if not links.leads_somewhere(repo.fd, link.path):
-                count += 1
-                if not dry_run:
-                    links.remove(repo.fd, link.path)
-    return count
+def _unlink(root: int, path: str) -> None:
+    try:
+        os.unlink(path, dir_fd=root)
+    except OSError as error:
+        raise translate(error, f"removing {path}", partition="repository", subject=path) from error

@@ -132,6 +132,17 @@ def _replace(root: int, directory: int, name: str, text: str) -> None:
         raise
 
 
+def force(root: int, path: str, target: str) -> None:
+    """As `put`, but in place of whatever else than a directory is there."""
+    parent, _, name = path.rpartition("/")
+    with translated(f"linking {path}", partition="repository"):
+        directory = _ensure_path(root, parent)
+        try:
+            _replace(root, directory, name, link_text(path, target))
+        finally:
+            os.close(directory)
+
+
 def _ensure_path(root: int, path: str) -> int:
     fd = os.dup(root)
     for name in path.split("/"):

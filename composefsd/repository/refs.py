@@ -15,7 +15,7 @@ from composefsd.repository.links import Category
 
 MANIFEST_PREFIX: Final = "oci-manifest-"
 
-_TAGS: Final = "oci"
+TAGS: Final = "oci"
 _ESCAPE: Final = re.compile("%.{0,2}", re.DOTALL)
 _ESCAPES: Final = {"%2F": "/", "%25": "%"}
 
@@ -39,9 +39,9 @@ def check_tag(name: str) -> None:
 
 def tags(root: int) -> dict[str, str]:
     """The tags of the repository, and the names of the streams they lead to."""
-    prefix = f"{Category.STREAMS}/{links.REFS}/{_TAGS}/"
+    prefix = f"{Category.STREAMS}/{links.REFS}/{TAGS}/"
     found = {}
-    for path, text in sorted(links.refs(root, Category.STREAMS, _TAGS)):
+    for path, text in sorted(links.refs(root, Category.STREAMS, TAGS)):
         stream = links.last_component(text)
         if stream is not None and stream.startswith(MANIFEST_PREFIX) and _is_unicode(path):
             found[decode_tag(path.removeprefix(prefix))] = stream
@@ -56,13 +56,13 @@ def tag(root: int, name: str, stream: str) -> None:
     check_tag(name)
     if not stream.startswith(MANIFEST_PREFIX):
         raise InvalidNameError(f"a tag names a manifest, not {stream[:100]!r}", subject=stream[:100])
-    put(root, Category.STREAMS, f"{_TAGS}/{encode_tag(name)}", stream)
+    put(root, Category.STREAMS, f"{TAGS}/{encode_tag(name)}", stream)
 
 
 def untag(root: int, name: str) -> bool:
     """Remove the tag `name`; False if there is none.  Raises InvalidNameError."""
     check_tag(name)
-    return remove(root, Category.STREAMS, f"{_TAGS}/{encode_tag(name)}")
+    return remove(root, Category.STREAMS, f"{TAGS}/{encode_tag(name)}")
 
 
 def named(root: int, category: Category) -> dict[str, str]:

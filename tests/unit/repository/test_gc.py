@@ -33,12 +33,12 @@ def image(repo: Repository, *digests: bytes) -> bytes:
 
 
 def run(repo: Repository, **options: Any) -> GcResult:
-    """Look first, then do it; both must count the same objects."""
+    """Look first, then do it; both must count the same."""
     with repo.shared_lock(0):
         expected = collect(repo, dry_run=True, **options)
     with repo.exclusive_lock(0):
         result = collect(repo, dry_run=False, **options)
-        assert (result.objects_removed, result.bytes_removed) == (expected.objects_removed, expected.bytes_removed)
+        assert result == expected
         assert collect(repo, dry_run=False, **options) == NOTHING
     return result
 
@@ -62,10 +62,10 @@ def test_first_level_links_are_no_roots(repo: Repository, root: Path, stream: An
     assert list((root / "images").iterdir()) == list((root / "streams").iterdir()) == []
 
 
-def test_a_dry_run_removes_nothing_and_counts_only_links_that_dangle_already(repo: Repository, stream: Any) -> None:
+def test_a_dry_run_removes_nothing_and_counts_what_will_go(repo: Repository, stream: Any) -> None:
     stream(repo, "layer", repo.objects.store(b"file"))
     with Repository.open(repo.path, writable=False) as reader:
-        assert collect(reader, dry_run=True).streams_pruned == 0
+        assert collect(reader, dry_run=True).streams_pruned == 1
         with pytest.raises(ReadOnlyError):
             collect(reader, dry_run=False)
     assert list(repo.streams()) == ["layer"]
@@ -241,6 +241,19 @@ def test_a_file_among_the_links_stops_it(tagged: Repository, root: Path, path: s
 def test_a_ref_to_no_entry_stops_it(tagged: Repository, root: Path, text: str) -> None:
     (root / "streams/refs/oci/other").symlink_to(text)
     refuses(tagged, ObjectMissingError, match="streams/refs/oci/other leads to")
+
+
+def test_a_live_entry_that_leads_nowhere_by_its_way_stops_it(tagged: Repository, root: Path) -> None:
+    path = ObjectId(tagged.stream("layer") or b"").path
+    (root / "streams/layer").unlink()
+    (root / "streams/layer").symlink_to(f"../objects/../{path}")
+    refuses(tagged, ObjectMissingError, match="streams/layer lives, and leads nowhere")
+
+
+def test_a_link_that_leads_to_itself_stops_it(tagged: Repository, root: Path) -> None:
+    for name, other in (("one", "two"), ("two", "one")):
+        (root / f"images/{name}").symlink_to(f"../images/{other}/../{'0' * 2}/{'0' * 62}")
+    refuses(tagged, ComposefsdError, match="following images/one")
 
 
 def test_an_entry_that_names_no_object_stops_it(tagged: Repository, root: Path) -> None:
