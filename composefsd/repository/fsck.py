@@ -1,18 +1,19 @@
 """Checking a repository.  Damage is the input here, not a failure: it comes out as findings, and the check goes on.
 
-The checks and their codes are those of composefs-rs's fsck, apart from the last group of `Code`.
+The checks and their codes are those of composefs-rs's fsck, apart from the last group of `Code`.  docs/fsck.md tells
+for each code what it means and what repairs it.
 """
 
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from composefsd import verity
-from composefsd.digests import Algorithm
+from composefsd.digests import Algorithm, ObjectId
 from composefsd.erofs import reader as erofs
 from composefsd.errors import ComposefsdError, CorruptError, FormatError, LimitExceededError, ObjectMissingError
 from composefsd.linux import fsverity
@@ -28,6 +29,7 @@ Tick = Callable[[int, int], None]
 
 _TICK_OBJECTS: Final = 64
 _SMALL_BYTES: Final = verity.CHUNK_BYTES
+_FACT_CHARACTERS: Final = 300
 
 
 class Severity(StrEnum):
@@ -70,12 +72,16 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong; subject is a path in the repository."""
+    """One thing that is wrong; subject is a path in the repository, or the digest of an OCI image or a layer.
+
+    facts are what a program needs of it: `object`, `expected`, `actual`, `target` and the like, by code.
+    """
 
     severity: Severity
-    code: Code
+    code: StrEnum
     subject: str
     message: str
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def check(repo: Repository, *, objects: bool, references: bool = True, tick: Tick | None = None) -> Iterator[Finding]:
@@ -124,7 +130,8 @@ def _check_metadata(repo: Repository) -> Iterator[Finding]:
         return
     if found.algorithm is not repo.algorithm:
         message = f"the algorithm is {found.algorithm.label}, not {repo.algorithm.label}"
-        yield _error(Code.METADATA_ALGORITHM_MISMATCH, metadata.NAME, message)
+        facts = {"expected": repo.algorithm.label, "actual": found.algorithm.label}
+        yield _error(Code.METADATA_ALGORITHM_MISMATCH, metadata.NAME, message, **facts)
 
 
 def _check_object(repo: Repository, directory: str, name: str, names: re.Pattern[str]) -> Finding | None:
@@ -151,13 +158,21 @@ def _check_content(repo: Repository, path: str, fd: int) -> Finding | None:
     if measured is None and repo.verity:
         return _error(Code.OBJECT_VERITY_MISSING, path, "it has no fs-verity, which the repository demands")
     try:
-        found = measured.hex if measured else _compute(fd, repo.algorithm).hex()
+        found = _read_through(fd, measured).hex if measured else _compute(fd, repo.algorithm).hex()
     except (ComposefsdError, OSError) as error:
         known = translate(error, "reading it") if isinstance(error, OSError) else error
         return _error(Code.OBJECT_VERITY_FAILED, path, known)
     if path.lower() != f"{DIRECTORY}/{found[:2]}/{found[2:]}":
-        return _error(Code.OBJECT_DIGEST_MISMATCH, path, f"its digest is {found}")
+        return _error(Code.OBJECT_DIGEST_MISMATCH, path, f"its digest is {found}", actual=found)
     return None
+
+
+def _read_through(fd: int, measured: ObjectId) -> ObjectId:
+    """Have the kernel compare every block with the digest that it vouches for; what is rotten raises OSError."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    while os.read(fd, verity.CHUNK_BYTES):
+        pass
+    return measured
 
 
 def _compute(fd: int, algorithm: Algorithm) -> bytes:
@@ -183,9 +198,10 @@ class _Objects:
         try:
             os.stat(object_path(digest), dir_fd=self._root)
         except FileNotFoundError:
-            yield _error(missing, subject, f"{what} {digest.hex()} is missing")
+            yield _error(missing, subject, f"{what} {digest.hex()} is missing", object=digest.hex())
         except OSError as error:
-            yield _error(Code.OBJECT_CHECK_FAILED, subject, translate(error, f"looking for object {digest.hex()}"))
+            known = translate(error, f"looking for object {digest.hex()}")
+            yield _error(Code.OBJECT_CHECK_FAILED, subject, known, object=digest.hex())
         else:
             self._present.add(digest)
 
@@ -233,11 +249,11 @@ def _check_entry(context: _Context, category: Category, path: str) -> Iterator[F
     if text is None:  # removed since
         return
     if not resolves:
-        yield _error(Code.BROKEN_SYMLINK, path, f"it leads to {text[:300]}, which is not there")
+        yield _error(Code.BROKEN_SYMLINK, path, f"it leads to {text[:300]}, which is not there", target=text)
         return
     digest = links.object_in_text(text, repo.algorithm)
     if digest is None:
-        yield _error(Code.ENTRY_NOT_AN_OBJECT, path, f"it leads to {text[:300]}, which is no object")
+        yield _error(Code.ENTRY_NOT_AN_OBJECT, path, f"it leads to {text[:300]}, which is no object", target=text)
     elif category is Category.STREAMS:
         yield from _check_stream(context, path, digest)
     else:
@@ -262,7 +278,7 @@ def _check_stream(context: _Context, path: str, digest: bytes) -> Iterator[Findi
 def _check_image(context: _Context, path: str, digest: bytes) -> Iterator[Finding]:
     repo = context.repo
     if path != f"{Category.IMAGES}/{digest.hex()}":
-        yield _error(Code.IMAGE_NAME_MISMATCH, path, f"it leads to the image {digest.hex()}")
+        yield _error(Code.IMAGE_NAME_MISMATCH, path, f"it leads to the image {digest.hex()}", actual=digest.hex())
     try:
         image = repo.read_image(digest)
     except ObjectMissingError as error:
@@ -309,9 +325,10 @@ def _check_ref(repo: Repository, path: str, names: set[str]) -> Iterator[Finding
     if text is None:  # removed since
         return
     if not resolves:
-        yield _error(Code.BROKEN_SYMLINK, path, f"it leads to {text[:300]}, which is not there")
+        yield _error(Code.BROKEN_SYMLINK, path, f"it leads to {text[:300]}, which is not there", target=text)
     elif links.last_component(text) not in names:
-        yield _error(Code.REF_NOT_AN_ENTRY, path, f"it leads to {text[:300]}, not to an entry of its category")
+        message = f"it leads to {text[:300]}, not to an entry of its category"
+        yield _error(Code.REF_NOT_AN_ENTRY, path, message, target=text)
 
 
 def _strays(repo: Repository) -> Iterator[Finding]:
@@ -328,8 +345,9 @@ def _strays(repo: Repository) -> Iterator[Finding]:
                 yield Finding(Severity.WARNING, Code.STRAY_TEMPORARY, f"{directory}{name}", message)
 
 
-def _error(code: Code, subject: str, message: str | ComposefsdError) -> Finding:
-    return Finding(Severity.ERROR, code, _printable(subject), _printable(str(message)))
+def _error(code: Code, subject: str, message: str | ComposefsdError, **facts: str) -> Finding:
+    known = {name: _printable(fact[:_FACT_CHARACTERS]) for name, fact in facts.items()}
+    return Finding(Severity.ERROR, code, _printable(subject), _printable(str(message)), known)
 
 
 def _printable(text: str) -> str:

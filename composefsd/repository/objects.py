@@ -23,6 +23,7 @@ from composefsd.errors import (
 )
 from composefsd.linux import fsverity
 from composefsd.linux.oserrors import translate, translated
+from composefsd.linux.reading import pread_all
 from composefsd.repository.drafts import MODE, Draft, remove_temporaries, temporary_name
 from composefsd.repository.links import ensure_directory
 from composefsd.verity import Buffer, Hasher
@@ -42,6 +43,10 @@ class ObjectStore:
 
     Digests go in and out as raw bytes.  With `demands_verity` every object has fs-verity; without it, it is enabled
     where the filesystem can.  Not for use by two threads at once; any number of processes may share a store.
+
+    While `distrusts` is set, as it is for a repair, an object that is stored again does not count as there by its
+    name: its content is read and compared, and a wrong one is replaced in one step.  Whoever has the old file open,
+    or mounted, keeps it.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class ObjectStore:
         self.reused = 0
         self.bytes_added = 0
         self.unsynced = False
+        self.distrusts = False
         self.algorithm = algorithm
         self._root = root
         self._demands_verity = demands_verity
@@ -59,6 +65,11 @@ class ObjectStore:
         self._directory = -1
         self._fan_out = [-1] * 256
         self._lent: dict[int, Draft] = {}
+
+    def demand_verity(self, *, demanded: bool) -> None:
+        """Whether every object must have fs-verity, as the repository knows once it is locked."""
+        self._demands_verity = demanded
+        self._can_verity |= demanded
 
     def close(self) -> None:
         """Close all descriptors, and throw away what was lent out and neither adopted nor discarded."""
@@ -89,11 +100,11 @@ class ObjectStore:
         Raises LimitExceededError if it has more than `limit` bytes, and what `open` raises.
         """
         fd, measured = self._open(digest)
-        with translated("reading an object", subject=digest.hex()), os.fdopen(fd, "rb", buffering=0) as file:
+        with translated("reading an object", subject=digest.hex()), os.fdopen(fd, "rb", buffering=0):
             size = os.fstat(fd).st_size
             if size > limit:
                 raise LimitExceededError(f"object {digest.hex()[:12]} has {size} bytes, more than {limit}")
-            data = file.read(size) if size else b""  # the kernel stops a read at 2 GiB
+            data = pread_all(fd, size, 0)
         if not measured and verity.compute_digest(data, self.algorithm) != digest:
             raise CorruptError(
                 f"the content of object {digest.hex()} is not what its name says", subject=digest.hex()
@@ -186,6 +197,37 @@ class ObjectStore:
         else:
             self._publish(draft, digest, size_bytes)
 
+    def reseal(self, digest: bytes) -> None:
+        """Give the object `digest` the fs-verity that it lacks, once its content is known to be right.
+
+        A copy takes its place if somebody holds it open for writing, or if it has fs-verity of another kind.  Raises
+        ObjectMissingError, CorruptError for content of another digest, and what `store` raises.
+        """
+        self._require_writable()
+        path, hexes = object_path(digest), digest.hex()
+        with translated(f"opening object {hexes}", subject=hexes):
+            try:
+                fd = os.open(path, _READ | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._root)
+            except FileNotFoundError as error:
+                raise ObjectMissingError(f"object {hexes} is missing", subject=hexes) from error
+        try:
+            _require_regular(fd, digest)
+            with translated("reading an object", subject=hexes):
+                if verity.compute_file(fd, self.algorithm).digest != digest:
+                    raise CorruptError(f"the content of object {hexes} is not what its name says", subject=hexes)
+            with translated("storing an object", partition="repository"):
+                if not self._is_sound(self._fan_out_directory(digest[0]), hexes[2:], digest):
+                    self._put_copy(fd, digest)
+        finally:
+            os.close(fd)
+
+    def _put_copy(self, fd: int, digest: bytes) -> None:
+        """Put a copy of the file in the object's place."""
+        with self._draft() as draft:
+            _copy(fd, draft.fd)
+            self._seal(draft, digest)
+            self._rename(draft, digest)
+
     def clean_temporaries(self) -> int:
         """Remove what dead writers left behind; how many files.  Only under the exclusive lock."""
         if not os.access(DIRECTORY, os.F_OK, dir_fd=self._root):
@@ -238,6 +280,8 @@ class ObjectStore:
         With fs-verity its digest decides, and a wrong one is CorruptError.  Without, only its size can be had
         cheaply: after a power cut, files that were not synced are often empty, and such a one shall be replaced.
         """
+        if self.distrusts:
+            return self._is_sound(directory, name, digest)
         if not self._can_verity:
             return os.stat(name, dir_fd=directory, follow_symlinks=False).st_size == size_bytes
         fd = os.open(name, _READ | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
@@ -253,6 +297,26 @@ class ObjectStore:
             os.close(fd)
         return True
 
+    def _is_sound(self, directory: int, name: str, digest: bytes) -> bool:
+        """Whether the whole file can be read, is what its name says, and has the fs-verity that it needs.
+
+        What cannot be opened or read is as good as wrong: there is something better to put in its place.
+        """
+        try:
+            fd = os.open(name, _READ | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+        except OSError:
+            return False
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode) or verity.compute_file(fd, self.algorithm).digest != digest:
+                return False
+            if self._can_verity and fsverity.measure(fd, self.algorithm) is None:
+                self._enable_late(fd)
+            return self._measured(fd, digest) or not self._demands_verity
+        except (OSError, CorruptError, LockedError):
+            return False
+        finally:
+            os.close(fd)
+
     def _enable_late(self, fd: int) -> None:
         """For an object from before the filesystem had fs-verity, or from a writer that does not bother."""
         try:
@@ -266,16 +330,25 @@ class ObjectStore:
         if self._usable(directory, name, digest, size_bytes):
             self.reused += 1
             return
-        log.warning("object %.12s was cut short, and is replaced", digest.hex())
+        log.warning("object %.12s is not what its name says, and is replaced", digest.hex())
+        self._rename(draft, digest)
+        self.added += 1
+        self.bytes_added += size_bytes
+
+    def _rename(self, draft: Draft, digest: bytes) -> None:
+        """Put a complete draft in the place of a file that has its name; the name is never without a file.
+
+        The draft's content is made durable first: after a power cut the new file must not be emptier than the old.
+        """
+        os.fsync(draft.fd)
         temporary = temporary_name(TEMPORARY_PREFIX)
         draft.link(self._objects(), temporary)
         try:
-            os.rename(temporary, name, src_dir_fd=self._objects(), dst_dir_fd=directory)
+            directory = self._fan_out_directory(digest[0])
+            os.rename(temporary, digest.hex()[2:], src_dir_fd=self._objects(), dst_dir_fd=directory)
         except OSError:
             os.unlink(temporary, dir_fd=self._objects())
             raise
-        self.added += 1
-        self.bytes_added += size_bytes
         self.unsynced = True
 
     def _draft(self) -> Draft:

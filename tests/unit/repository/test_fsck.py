@@ -227,4 +227,7 @@ def test_objects_without_the_right_fs_verity_are_found(secure: Repository, verit
 def test_a_finding_is_a_value_that_a_person_can_read(full: Repository, root: Path) -> None:
     (root / "streams/gone").symlink_to("../objects/00/00")
     message = "it leads to ../objects/00/00, which is not there"
-    assert list(check(full, objects=False)) == [Finding(Severity.ERROR, Code.BROKEN_SYMLINK, "streams/gone", message)]
+    facts = {"target": "../objects/00/00"}
+    assert list(check(full, objects=False)) == [
+        Finding(Severity.ERROR, Code.BROKEN_SYMLINK, "streams/gone", message, facts)
+    ]
