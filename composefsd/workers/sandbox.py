@@ -1,11 +1,13 @@
 """What a worker that reads hostile bytes gives up before it reads the first of them.
 
 In this order, each step for what the others leave open: no new privileges; a network namespace of its own; the user
-`nobody` and no groups, if it was root; no file but beneath the directories it was given (Landlock); no sockets, no
-programs, no other processes (seccomp); bounded memory, descriptors and time.  What the running kernel or an outer
-sandbox does not offer is reported, never taken for granted: `enter` answers with the names of the fences that stand.
+`nobody` and no groups, if it was root; no file but beneath the directories it was given (Landlock), where it may read
+what others own; no sockets, no programs, no other processes (seccomp); bounded memory, descriptors and time.  What
+the running kernel or an outer sandbox does not offer is reported, never taken for granted: `enter` answers with the
+names of the fences that stand.
 
-Sources: landlock(7), seccomp(2), linux/landlock.h, linux/seccomp.h, linux/filter.h, linux/audit.h.
+Sources: landlock(7), seccomp(2), capabilities(7), linux/landlock.h, linux/seccomp.h, linux/filter.h, linux/audit.h,
+linux/capability.h.
 """
 
 import ctypes
@@ -30,6 +32,9 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_SECCOMP: Final = 22
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_SET_KEEPCAPS: Final = 8
+_CAPABILITY_VERSION_3: Final = 0x2008_0522
+_CAP_DAC_READ_SEARCH: Final = 1 << 2
 _SIGKILL: Final = 9
 _CLONE_NEWNET: Final = 0x4000_0000
 
@@ -54,18 +59,19 @@ class _Machine:
 
 
 # socket, connect, bind (not sendto: the control socket answers through it); fork, vfork, execve, execveat, clone3;
-# ptrace, process_vm_readv, process_vm_writev; mount, umount2, unshare, setns, bpf, keyctl, add_key, request_key,
-# perf_event_open, userfaultfd, io_uring_setup; kill, tgkill, tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_open,
-# pidfd_getfd, pidfd_send_signal, prlimit64, process_madvise, process_mrelease
+# ptrace, process_vm_readv, process_vm_writev; open_by_handle_at, which leads out of a directory; mount, umount2,
+# unshare, setns, bpf, keyctl, add_key, request_key, perf_event_open, userfaultfd, io_uring_setup; kill, tgkill,
+# tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_open, pidfd_getfd, pidfd_send_signal, prlimit64, process_madvise,
+# process_mrelease
 _MACHINES: Final = {
     "x86_64": _Machine(
         0xC000003E,
-        (41, 42, 49, 57, 58, 59, 322, 435, 101, 310, 311, 165, 166, 272, 308, 321, 250, 248, 249, 298, 323, 425,
+        (41, 42, 49, 57, 58, 59, 322, 435, 101, 310, 311, 304, 165, 166, 272, 308, 321, 250, 248, 249, 298, 323, 425,
          62, 234, 200, 129, 297, 434, 438, 424, 302, 440, 448),
     ),
     "aarch64": _Machine(
         0xC00000B7,
-        (198, 203, 200, 221, 281, 435, 117, 270, 271, 40, 39, 97, 268, 280, 219, 217, 218, 241, 282, 425, 129,
+        (198, 203, 200, 221, 281, 435, 117, 270, 271, 265, 40, 39, 97, 268, 280, 219, 217, 218, 241, 282, 425, 129,
          131, 130, 138, 240, 434, 438, 424, 261, 440, 448),
     ),
 }  # fmt: skip
@@ -85,9 +91,11 @@ def enter(readable: Sequence[int] = ()) -> tuple[str, ...]:
     fences = {
         "no-new-privileges": _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0,
         "network": _libc.unshare(_CLONE_NEWNET) == 0,
-        "user": _become_nobody(),
+        "user": _become_nobody(keeps_reading=bool(readable)),
         "files": _restrict_files(readable),
     }
+    if not fences["files"]:
+        _set_capabilities(0)
     for limit, value in _LIMITS.items():
         resource.setrlimit(limit, (value, value))
     fences["system-calls"] = _restrict_calls()  # the last: it denies the call that sets limits
@@ -96,16 +104,27 @@ def enter(readable: Sequence[int] = ()) -> tuple[str, ...]:
     return tuple(name for name, stands in fences.items() if stands)
 
 
-def _become_nobody() -> bool:
+def _become_nobody(*, keeps_reading: bool) -> bool:
+    """Change to an ordinary user; one who `keeps_reading` may read any file, as objects may be for root alone."""
     if os.geteuid() != 0:
         return False
     try:
         os.setgroups(())
+        if keeps_reading:
+            _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
     except PermissionError:  # a container without CAP_SETUID
         return False
+    if not keeps_reading or not _set_capabilities(_CAP_DAC_READ_SEARCH):
+        _set_capabilities(0)
     return True
+
+
+def _set_capabilities(wanted: int) -> bool:
+    """Keep these capabilities, a bit set, and no others."""
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    return bool(_libc.capset(header, struct.pack("<6I", wanted, wanted, 0, 0, 0, 0)) == 0)
 
 
 def _restrict_files(readable: Sequence[int]) -> bool:

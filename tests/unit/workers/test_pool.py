@@ -136,7 +136,14 @@ PROBE = textwrap.dedent(
             return
         print("allowed", name)
     print("fences", *fences)
+    def open_by_handle():
+        if sandbox._libc.syscall({"x86_64": 304, "aarch64": 265}[os.uname().machine], -1, None, 0) == -1:
+            number = sandbox.ctypes.get_errno()
+            if number == 1:  # EPERM: the filter's answer comes before the kernel looks at the arguments
+                raise PermissionError(number, "denied")
+    attempt("handles", open_by_handle)
     attempt("passwd", lambda: open("/etc/passwd"))
+    attempt("shadow", lambda: open("/etc/shadow"))
     attempt("write", lambda: os.open("new", os.O_CREAT | os.O_WRONLY, dir_fd=inside))
     attempt("socket", lambda: socket.socket())
     attempt("unix socket", lambda: socket.socket(socket.AF_UNIX))
@@ -154,6 +161,7 @@ PROBE = textwrap.dedent(
 def test_a_fenced_process_can_read_its_directory_and_nothing_else(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "file").write_text("hello")
+    (tmp_path / "file").chmod(0o600)  # as another tool under a strict umask leaves an object
 
     async def work() -> str:
         process = await asyncio.create_subprocess_exec(
