@@ -19,12 +19,15 @@ from composefsd.oci.reference import Platform
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
+DOCKER_CONFIG_TYPE: Final = "application/vnd.docker.container.image.v1+json"
+DELTA_TYPE: Final = "application/vnd.io.github.containers.oci-delta.v1"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 _LAYER_TYPE: Final = re.compile(
     r"application/vnd\.oci\.image\.layer\.(?:nondistributable\.)?v1\.tar(?:\+(gzip|zstd))?"
 )
 _ANY_PLATFORM: Final = ("unknown", "")
+_MEDIA_TYPE: Final = re.compile(r"[!-~][ -~]{0,254}")
 
 
 class Compression(Enum):
@@ -33,6 +36,19 @@ class Compression(Enum):
     NONE = "none"
     GZIP = "gzip"
     ZSTD = "zstd"
+
+
+class LayerForm(Enum):
+    """What a layer is, how it is stored, and of what its digest is."""
+
+    TAR = "tar"
+    """Cut into files; the digest is that of the plain tar."""
+
+    PACKED = "packed"
+    """Of an artifact, a packed tar: cut into files, as composefs-rs does it; the digest is that of the blob."""
+
+    RAW = "raw"
+    """Of an artifact, anything else: kept as it is; the digest is that of the blob."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +75,13 @@ class Descriptor:
             document.mapping("annotations"),
             platform,
         )
+
+    @property
+    def form_in_artifact(self) -> LayerForm:
+        """How this layer is stored if it belongs to an artifact, whose layers may be anything."""
+        if _LAYER_TYPE.fullmatch(self.media_type) is None:
+            return LayerForm.RAW
+        return LayerForm.TAR if self.compression() is Compression.NONE else LayerForm.PACKED
 
     def compression(self) -> Compression:
         """How this layer is compressed.  Raises UnsupportedError for a media type that is no tar layer."""
@@ -121,13 +144,18 @@ def select(descriptors: Sequence[Descriptor], platform: Platform) -> list[Descri
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An image manifest with the bytes it was parsed from."""
+    """An image manifest with the bytes it was parsed from.
+
+    artifact_type tells what an artifact is, as the specification's guidance for artifacts has it: by a member of that
+    name, else by the config's media type.  It is empty for a container image.
+    """
 
     data: bytes
     digest: OciDigest
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: dict[str, str]
+    artifact_type: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -136,7 +164,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes, digest: OciDigest) -> Self:
-        """Raises FormatError, LimitExceededError, or UnsupportedError for what is not a container image."""
+        """Raises FormatError, LimitExceededError, or UnsupportedError for a manifest of another media type."""
         name = f"manifest {digest}"
         document = Document.parse(data, name)
         if document.integer("schemaVersion") != 2:
@@ -147,12 +175,16 @@ class Manifest:
         if media_type != MANIFEST_TYPE:
             raise UnsupportedError(f"{name} has the media type {media_type!r}", subject=name)
         config = Descriptor.read(document.child("config"))
-        if config.media_type != CONFIG_TYPE:
-            raise UnsupportedError(
-                f"{name} is no container image: its config has the media type {config.media_type!r}", subject=name
-            )
         layers = tuple(Descriptor.read(child) for child in document.children("layers"))
-        return cls(data, digest, config, layers, document.mapping("annotations"))
+        kind = "" if config.media_type == CONFIG_TYPE else _artifact_type(document)
+        return cls(data, digest, config, layers, document.mapping("annotations"), kind)
+
+
+def _artifact_type(document: Document) -> str:
+    told = document.text("artifactType", "")
+    if told:
+        return document.text("artifactType", form=_MEDIA_TYPE)
+    return document.child("config").text("mediaType", form=_MEDIA_TYPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +226,11 @@ def _seconds(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's blob and the tar that it has to contain."""
+    """A layer's blob, and the digest that its stream is named after: what the digest is of depends on `form`."""
 
     blob: Descriptor
     diff_id: DiffId
+    form: LayerForm = LayerForm.TAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,3 +249,39 @@ class OciImage:
     def layers(self) -> tuple[Layer, ...]:
         """All layers, bottom first."""
         return tuple(map(Layer, self.manifest.layers, self.config.diff_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactConfig:
+    """The config of an artifact: bytes that only those who made the artifact can read."""
+
+    data: bytes
+    digest: OciDigest
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A manifest of something that is no container image, with its config: files for others, under a digest."""
+
+    manifest: Manifest
+    config: ArtifactConfig
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers in order; each goes by the digest of its blob, since there are no diff_ids."""
+        return tuple(
+            Layer(blob, DiffId(blob.digest.algorithm, blob.digest.hex), blob.form_in_artifact)
+            for blob in self.manifest.layers
+        )
+
+
+Content = OciImage | Artifact
+"""What a manifest and its config are the documents of."""
+
+
+def read_content(manifest: Manifest, config: bytes) -> Content:
+    """What a manifest describes, with the bytes of its config.  Raises FormatError or LimitExceededError."""
+    digest = manifest.config.digest
+    if manifest.artifact_type:
+        return Artifact(manifest, ArtifactConfig(config, digest))
+    return OciImage(manifest, ImageConfig.parse(config, digest))

@@ -2,9 +2,12 @@
 
 A manifest, a config and every layer are streams named after their digest.  The config's stream carries a named
 reference for each layer and one for each composefs image; the manifest's stream one for the config and each layer.
+A layer of an artifact goes by the digest of its blob, and is a stream of one object unless it is a tar; an artifact
+has no composefs images.
 Defined by composefs-rs (its OCI crate); `reference names` such as `composefs.image.boot.v1` are part of the format.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,11 +16,12 @@ from typing import Final
 from composefsd.digests import DiffId, ObjectId, OciDigest
 from composefsd.document import DOCUMENT_BYTES
 from composefsd.erofs.format import FormatVersion
-from composefsd.errors import CorruptError, FormatError, NoSuchImageError
-from composefsd.oci.manifest import ImageConfig, Manifest, OciImage, check_digest
-from composefsd.repository import Repository
+from composefsd.errors import CorruptError, FormatError, NoSuchImageError, UnsupportedError
+from composefsd.oci.manifest import Artifact, Content, Manifest, OciImage, check_digest, read_content
+from composefsd.repository import Repository, links
+from composefsd.repository.links import Category
 from composefsd.repository.refs import MANIFEST_PREFIX
-from composefsd.splitstream.format import ContentType
+from composefsd.splitstream.format import HEADER_BYTES, INFO_BYTES, ContentType, Header, Info
 from composefsd.splitstream.reader import Splitstream
 from composefsd.tree.normative import XattrMode
 
@@ -25,6 +29,10 @@ STREAM_BYTES: Final = 1 << 30
 """The largest splitstream of a layer that is read back: small files, headers and a digest for each object."""
 
 CONFIG_PREFIX: Final = "oci-config-"
+
+REPAIR_REFS: Final = "composefsd-repair"
+"""Refs below `streams/refs` that keep a layer whose stream was replaced until all that name it were written anew."""
+
 _IMAGE: Final = "composefs.image"
 _BOOT: Final = ".boot"
 _XATTRS: Final = ".xattrs="
@@ -55,7 +63,7 @@ class ComposefsImage:
         return f"{_IMAGE}{boot}{version}{mode}"
 
 
-def _parse_reference(name: str, digest: bytes) -> ComposefsImage | None:
+def parse_reference(name: str, digest: bytes) -> ComposefsImage | None:
     """The image behind a named reference of a config, None for any other reference."""
     if not name.startswith(_IMAGE):
         return None
@@ -78,21 +86,30 @@ def config_stream(digest: OciDigest) -> str:
 
 
 def layer_stream(diff_id: DiffId) -> str:
-    """The stream of a layer's tar."""
+    """The stream of a layer: an image's by its diff_id, an artifact's by the digest of its blob."""
     return f"oci-layer-{diff_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An OCI image of the repository with its composefs images; layers are the stream of each layer, bottom first."""
+    """An OCI image or artifact of the repository; layers are the stream of each layer, bottom first."""
 
-    image: OciImage
+    content: Content
     layers: tuple[bytes, ...]
     images: tuple[ComposefsImage, ...]
 
     @property
     def digest(self) -> OciDigest:
-        return self.image.manifest.digest
+        return self.content.manifest.digest
+
+    def require_image(self) -> OciImage:
+        """The container image that this is.  Raises UnsupportedError if it is none."""
+        if isinstance(self.content, Artifact):
+            kind = self.content.manifest.artifact_type
+            raise UnsupportedError(
+                f"{self.digest} is an artifact of type {kind}, not a container image", subject=str(self.digest)
+            )
+        return self.content
 
 
 def _document(repository: Repository, stream: Splitstream, name: str, digest: OciDigest) -> bytes:
@@ -104,23 +121,41 @@ def _document(repository: Repository, stream: Splitstream, name: str, digest: Oc
     return data
 
 
+def content_type(repository: Repository, stream: bytes) -> int:
+    """What a splitstream is, by its first bytes: a layer's may be large.  Raises ObjectMissingError, FormatError."""
+    with os.fdopen(repository.objects.open(stream), "rb", buffering=0) as file:
+        header = Header.parse(file.read(HEADER_BYTES))
+        file.seek(header.info.start)
+        return Info.parse(file.read(INFO_BYTES)).content_type
+
+
 def load_image(repository: Repository, digest: OciDigest) -> StoredImage:
-    """An image by its manifest digest.
+    """An image or artifact by its manifest digest.
 
     Raises NoSuchImageError, or CorruptError, FormatError and their like if the repository's copy is broken.
     """
     name = manifest_stream(digest)
     if repository.stream(name) is None:
         raise NoSuchImageError(f"no image {digest} in the repository", subject=str(digest))
-    stream = repository.read_stream(name, ContentType.OCI_MANIFEST)
-    manifest = Manifest.parse(_document(repository, stream, name, digest), digest)
+    listed = repository.read_stream(name, ContentType.OCI_MANIFEST)
+    manifest = Manifest.parse(_document(repository, listed, name, digest), digest)
     name = config_stream(manifest.config.digest)
     if repository.stream(name) is None:
         raise CorruptError(f"image {digest} has lost its config {manifest.config.digest}", subject=name)
     stream = repository.read_stream(name, ContentType.OCI_CONFIG)
-    config = ImageConfig.parse(_document(repository, stream, name, manifest.config.digest), manifest.config.digest)
-    image = OciImage(manifest, config)
-    return StoredImage(image, _layers(repository, image, stream), composefs_images(stream))
+    content = read_content(manifest, _document(repository, stream, name, manifest.config.digest))
+    if isinstance(content, Artifact):
+        return StoredImage(content, _named_layers(content, listed), ())
+    return StoredImage(content, _layers(repository, content, stream), composefs_images(stream))
+
+
+def _named_layers(artifact: Artifact, manifest: Splitstream) -> tuple[bytes, ...]:
+    """The layers of an artifact by its manifest's stream: its config may be that of many others, too."""
+    for layer in artifact.layers:
+        if str(layer.diff_id) not in manifest.named_refs:
+            digest = artifact.manifest.digest
+            raise CorruptError(f"artifact {digest} has lost its layer {layer.diff_id}", subject=str(layer.diff_id))
+    return tuple(manifest.named_refs[str(layer.diff_id)] for layer in artifact.layers)
 
 
 def _layers(repository: Repository, image: OciImage, stream: Splitstream) -> tuple[bytes, ...]:
@@ -135,14 +170,14 @@ def _layers(repository: Repository, image: OciImage, stream: Splitstream) -> tup
 
 def composefs_images(config: Splitstream) -> tuple[ComposefsImage, ...]:
     """The composefs images that a config's stream refers to, in the order of their reference names."""
-    found = (_parse_reference(name, digest) for name, digest in sorted(config.named_refs.items()))
+    found = (parse_reference(name, digest) for name, digest in sorted(config.named_refs.items()))
     return tuple(image for image in found if image is not None)
 
 
 def manifests(repository: Repository) -> Iterator[OciDigest]:
     """The manifest digests of all images of the repository, named or not."""
-    for name in repository.streams():
-        if name.startswith(MANIFEST_PREFIX):
+    for name, is_link, _ in links.listing(repository.fd, Category.STREAMS.value):
+        if is_link and name.startswith(MANIFEST_PREFIX):
             try:
                 yield OciDigest.parse(name.removeprefix(MANIFEST_PREFIX))
             except FormatError:  # fsck tells about it; a listing goes on

@@ -1,12 +1,14 @@
 """The storer: the one kind of worker that writes into the repository.
 
 It takes a layer's plain tar from the shared ring, stores file contents as objects and the tar as a splitstream, and
-computes the diff_id itself: nothing gets a name that this process has not hashed.  `commit` then makes an image
-visible, in an order that leaves the repository valid wherever it stops: all objects, one `syncfs`, then the names,
-the tag last.  The daemon holds the shared lock meanwhile.
+computes the diff_id itself: nothing gets a name that this process has not hashed.  An artifact's blobs it reads as
+they are, and looks into none.  `commit` then makes an image or artifact visible, in an order that leaves the
+repository valid wherever it stops: all objects, one `syncfs`, then the names, the tag last.  The daemon holds the
+shared lock meanwhile.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,35 +17,52 @@ from typing import Any, Final, Self
 
 from composefsd import verity
 from composefsd.digests import DiffId, OciDigest
-from composefsd.errors import DigestMismatchError, NameInUseError, NoSpaceError
-from composefsd.oci.manifest import ImageConfig, Manifest, OciImage, check_digest
+from composefsd.errors import (
+    CorruptError,
+    DigestMismatchError,
+    FormatError,
+    NameInUseError,
+    NoSpaceError,
+    NoSuchObjectError,
+    ObjectMissingError,
+)
+from composefsd.oci.blob import BlobReader
+from composefsd.oci.manifest import Content, Manifest, check_digest, read_content
 from composefsd.oci.storage import (
     CONFIG_PREFIX,
     MANIFEST_PREFIX,
+    REPAIR_REFS,
     composefs_images,
     config_stream,
     layer_stream,
     manifest_stream,
     manifests,
 )
-from composefsd.repository import Repository
+from composefsd.repository import Repository, links
 from composefsd.repository.links import Category
 from composefsd.splitstream.format import ContentType
+from composefsd.splitstream.reader import Splitstream
 from composefsd.splitstream.writer import Writer
 from composefsd.workers.ring import RingReader, deliver
 from composefsd.workers.serve import Call, Task
 
-_HELD: Final = "composefsd-held"
+log = logging.getLogger(__name__)
+
+_CONFIG_KEY: Final = "config:"
+
+HELD: Final = "composefsd-held"
 """Refs below `streams/refs` that keep a config while its manifests are rewritten."""
+
+_REFS: Final = f"{Category.STREAMS}/{links.REFS}/"
 
 
 class _LayerSink:
     """Objects and a splitstream out of the ring's stream."""
 
-    def __init__(self, repository: Repository, diff_id: DiffId, limit_bytes: int) -> None:
+    def __init__(self, repository: Repository, algorithm: str, limit_bytes: int) -> None:
         self._limit = self._left = limit_bytes
         self._objects = repository.objects
-        self._hash = hashlib.new(diff_id.algorithm)
+        self._hash = hashlib.new(algorithm)
         self.stream = Writer(repository.algorithm, ContentType.OCI_LAYER)
         self.digests = bytearray()
         self.inline = self.stream.inline
@@ -79,6 +98,13 @@ class _LayerSink:
         self.digests += digest
 
 
+def _open(call: Call) -> Repository:
+    """The repository of a request.  With the arg `repair`, no object counts as there by its name alone."""
+    repository = Repository.adopt(os.dup(call.fds[0]))
+    repository.objects.distrusts = bool(call.args.get("repair"))
+    return repository
+
+
 def _write(fd: int, data: bytes | bytearray) -> None:
     view, at = memoryview(data), 0
     while at < len(view):
@@ -88,16 +114,16 @@ def _write(fd: int, data: bytes | bytearray) -> None:
 def store_layer(call: Call) -> dict[str, Any]:
     """Store a layer.  fds: repository, ring, free slots (write), cuts (read), and a memfd for the files' digests.
 
-    args: `diff_id`, `limit` of the tar's bytes.  Answers with `stream`, the digest of the layer's splitstream, which
-    has no name yet, `digests`, the bytes written to the memfd: the digests of the files that are stored apart, in the
-    tar's order, and `added`, the number of new objects.
+    args: `diff_id` (None if nobody has promised one), `limit` of the tar's bytes.  Answers with `stream`, the digest
+    of the layer's splitstream, which has no name yet, `digests`, the bytes written to the memfd: the digests of the
+    files that are stored apart, in the tar's order, and `added`, the number of new objects.
     """
-    repository_fd, ring_fd, free_fd, cuts_fd, digests_fd = call.fds
-    expected = DiffId.parse(call.args["diff_id"])
-    with Repository.adopt(os.dup(repository_fd)) as repository:
-        sink = _LayerSink(repository, expected, call.args["limit"])
+    _, ring_fd, free_fd, cuts_fd, digests_fd = call.fds
+    expected = None if call.args["diff_id"] is None else DiffId.parse(call.args["diff_id"])
+    with _open(call) as repository:
+        sink = _LayerSink(repository, expected.algorithm if expected else "sha256", call.args["limit"])
         deliver(RingReader(ring_fd, free_fd, cuts_fd), sink)
-        if sink.diff_id != expected:
+        if expected is not None and sink.diff_id != expected:
             raise DigestMismatchError(
                 f"a layer unpacks to {sink.diff_id}, but the config promises {expected}",
                 expected=str(expected),
@@ -108,11 +134,79 @@ def store_layer(call: Call) -> dict[str, Any]:
         return {"stream": stream.hex(), "digests": len(sink.digests), "added": repository.objects.added}
 
 
+def _check_room(call: Call) -> None:
+    """Raises NoSpaceError for a blob that is larger than the room there is."""
+    size_bytes, limit_bytes = int(call.args["size"]), int(call.args["limit"])
+    if size_bytes > limit_bytes:
+        raise NoSpaceError(
+            f"the blob {call.args['algorithm']}:{call.args['hex']} has {size_bytes} bytes; there is room for "
+            f"{limit_bytes}",
+            partition="repository",
+            needed_bytes=size_bytes,
+            free_bytes=limit_bytes,
+        )
+
+
+def store_blob(call: Call) -> dict[str, Any]:
+    """Store a blob of an artifact as it is: an object, and a splitstream of it.  fds: repository, blob.
+
+    args: `algorithm`, `hex` and `size` of the blob, `offset` (None to read a pipe), `limit` of its bytes.  Answers
+    with `stream`, which has no name yet, and `added`; reports `bytes` as it goes.
+    """
+    blob_fd = call.fds[1]
+    _check_room(call)
+    blob, size_bytes = BlobReader(call, blob_fd), int(call.args["size"])
+    with _open(call) as repository:
+        with repository.objects.writer(size_bytes) as writer:
+            while data := blob.read():
+                writer.write(data)
+            blob.check()
+            digest = writer.commit()
+        stream = Writer(repository.algorithm, ContentType.OCI_BLOB)
+        stream.external(digest, size_bytes)
+        return {"stream": repository.objects.store(stream.finish()).hex(), "added": repository.objects.added}
+
+
+def copy_blob(call: Call) -> dict[str, Any]:
+    """Copy a blob into a file and check it on the way.  fds: blob, file.  args: as for `store_blob`.
+
+    Whoever unpacks the copy reads the bytes that were hashed here, not what their owner has made of them since.
+    """
+    blob_fd, file_fd = call.fds
+    _check_room(call)
+    blob = BlobReader(call, blob_fd)
+    while data := blob.read():
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file_fd, view) :]
+    blob.check()
+    return {}
+
+
 def name_layer(call: Call) -> dict[str, Any]:
-    """Name the splitstream of a layer that is complete, once it is on stable storage.  fds: repository."""
-    with Repository.adopt(os.dup(call.fds[0])) as repository:
+    """Name the splitstream of a layer that is complete, once it is on stable storage.  fds: repository.
+
+    With the arg `repair` it takes the place of one that others may name: then a ref of its own keeps it until these
+    are written anew, as the collector goes by their references only to streams that are current.
+    """
+    diff_id = DiffId.parse(call.args["diff_id"])
+    name, stream = layer_stream(diff_id), bytes.fromhex(call.args["stream"])
+    with _open(call) as repository:
         repository.sync()
-        repository.link_stream(layer_stream(DiffId.parse(call.args["diff_id"])), bytes.fromhex(call.args["stream"]))
+        if call.args.get("repair"):
+            if links.read(repository.fd, f"{Category.STREAMS}/{name}") is None:
+                repository.link_stream(name, stream)
+            repository.set_ref(Category.STREAMS, f"{REPAIR_REFS}/{diff_id.hex}", name)
+        repository.link_stream(name, stream)
+    return {}
+
+
+def end_repair(call: Call) -> dict[str, Any]:
+    """Let go of layers that `name_layer` has kept, now that everything names them.  fds: repository."""
+    with _open(call) as repository:
+        repository.sync()
+        for path, _ in list(links.refs(repository.fd, Category.STREAMS, REPAIR_REFS)):
+            repository.remove_ref(Category.STREAMS, path.removeprefix(_REFS))
     return {}
 
 
@@ -120,10 +214,11 @@ def name_layer(call: Call) -> dict[str, Any]:
 class _Order:
     """What `commit` is asked to make visible; documents are text in which each character stands for a byte."""
 
-    image: OciImage
+    content: Content
     layers: dict[str, bytes]
     tag: str | None
     replace: bool
+    repair: bool
 
     @classmethod
     def read(cls, args: dict[str, Any]) -> Self:
@@ -131,22 +226,23 @@ class _Order:
         manifest, config = (args[key].encode("latin-1") for key in ("manifest", "config"))
         check_digest(manifest, manifest_digest, "the manifest")
         check_digest(config, config_digest, "the config")
-        image = OciImage(Manifest.parse(manifest, manifest_digest), ImageConfig.parse(config, config_digest))
+        content = read_content(Manifest.parse(manifest, manifest_digest), config)
         layers = {str(DiffId.parse(name)): bytes.fromhex(digest) for name, digest in args["layers"].items()}
-        return cls(image, layers, args["tag"], args["replace"])
+        return cls(content, layers, args["tag"], args["replace"], bool(args.get("repair")))
 
 
 def commit(call: Call) -> dict[str, Any]:
-    """Store an image's documents and composefs images and give them their names.
+    """Store the documents of an image or artifact, and an image's composefs images, and give them their names.
 
     fds: repository, then an unnamed file for each of `images`, whose `reference` and expected `digest` are told.
-    args: `manifest`, `config` and their digests, `layers` (diff_id to stream), `tag` (or None), `replace`, `images`.
+    args: `manifest`, `config` and their digests, `layers` (their digests to streams), `tag` (or None), `replace`,
+    `images`; with `repair` damage in other streams does not stop it, and no recorded image is dropped for its own.
     """
     order = _Order.read(call.args)
-    with Repository.adopt(os.dup(call.fds[0])) as repository:
+    with _open(call) as repository:
         heal(repository)
         if order.tag is not None:
-            check_tag(repository, order.tag, order.image.manifest.digest, replace=order.replace)
+            check_tag(repository, order.tag, order.content.manifest.digest, replace=order.replace)
         images = {
             one["reference"]: _adopt(repository, fd, one["digest"])
             for one, fd in zip(call.args["images"], call.fds[1:], strict=True)
@@ -175,9 +271,12 @@ def _adopt(repository: Repository, fd: int, promised: str) -> bytes:
 
 def _publish(repository: Repository, order: _Order, images: Mapping[str, bytes]) -> None:
     """All objects, one `syncfs`, then names from the bottom up: images, config, manifests, tag."""
-    manifest, config = order.image.manifest, order.image.config
+    manifest, config = order.content.manifest, order.content.config
     config_name = config_stream(config.digest)
-    references = {**order.layers, **_kept_images(repository, config_name), **images}
+    others = _layers_of_manifests(repository, config.digest)
+    layers = {**order.layers, **{name: layer for name, layer in others.items() if name not in order.layers}}
+    kept = _kept_images(repository, config_name, is_repair=order.repair)
+    references = {**layers, **kept, **images}
     config_id = _store_document(repository, ContentType.OCI_CONFIG, config.data, references)
     references = {_config_key(config.digest): config_id, **order.layers}
     manifest_id = _store_document(repository, ContentType.OCI_MANIFEST, manifest.data, references)
@@ -187,7 +286,7 @@ def _publish(repository: Repository, order: _Order, images: Mapping[str, bytes])
     with _held(repository, config.digest, config_id):
         repository.link_stream(config_name, config_id)
         repository.link_stream(manifest_stream(manifest.digest), manifest_id)
-        _refresh_manifests(repository, config.digest, config_id)
+        settle(repository, config.digest)
     repository.sync()  # a tag, and then a boot entry, must not lead to links that are not on the disk yet
     if order.tag is not None:
         repository.tag(order.tag, manifest_stream(manifest.digest))
@@ -195,7 +294,7 @@ def _publish(repository: Repository, order: _Order, images: Mapping[str, bytes])
 
 def _config_key(config: OciDigest) -> str:
     """The named reference of a manifest's stream that leads to its config's."""
-    return f"config:{config}"
+    return f"{_CONFIG_KEY}{config}"
 
 
 def _store_document(repository: Repository, kind: int, data: bytes, references: Mapping[str, bytes]) -> bytes:
@@ -206,13 +305,56 @@ def _store_document(repository: Repository, kind: int, data: bytes, references: 
     return repository.objects.store(writer.finish())
 
 
-def _kept_images(repository: Repository, config_name: str) -> dict[str, bytes]:
-    """The composefs images that the config refers to already and that are still there."""
-    if repository.stream(config_name) is None:
-        return {}
-    stream = repository.read_stream(config_name, ContentType.OCI_CONFIG)
-    found = {image.reference: image.digest.digest for image in composefs_images(stream)}
-    return {name: digest for name, digest in found.items() if repository.has_image(digest)}
+def _read(repository: Repository, name: str, kind: int) -> Splitstream | None:
+    """A stream; None if it is damaged, or not there: fsck tells about it, and nothing else shall fail for it."""
+    try:
+        return repository.read_stream(name, kind)
+    except (CorruptError, FormatError, NoSuchObjectError, ObjectMissingError) as error:
+        if not isinstance(error, NoSuchObjectError):
+            log.warning("stream %s cannot be read: %s", name, error.message)
+        return None
+
+
+def _kept_images(repository: Repository, config_name: str, *, is_repair: bool) -> dict[str, bytes]:
+    """The composefs images that the config refers to already and that are still there, or may be made again."""
+    stream = _read(repository, config_name, ContentType.OCI_CONFIG)
+    found = {image.reference: image.digest.digest for image in composefs_images(stream)} if stream else {}
+    return {name: digest for name, digest in found.items() if is_repair or repository.has_image(digest)}
+
+
+def _layers_of_manifests(repository: Repository, config: OciDigest) -> dict[str, bytes]:
+    """The layers of all manifests that have this config.
+
+    An image's config is that of its layers alone, but most artifacts have one and the same config, `{}`.  Whoever
+    pulls one of them again looks for its layers there: composefs-rs fails if it finds others.
+    """
+    key, found = _config_key(config), dict[str, bytes]()
+    for digest in manifests(repository):
+        stream = _read(repository, manifest_stream(digest), ContentType.OCI_MANIFEST)
+        if stream is not None and key in stream.named_refs:
+            found |= {name: layer for name, layer in stream.named_refs.items() if name != key}
+    return found
+
+
+def drop_layers(repository: Repository, config: OciDigest) -> None:
+    """Let a config go without layers that none of its manifests has any more: they would never be collected."""
+    name, layers = config_stream(config), _layers_of_manifests(repository, config)
+    if repository.stream(name) is None:
+        return
+    stream = repository.read_stream(name, ContentType.OCI_CONFIG)
+    kept = {key: target for key, target in stream.named_refs.items() if key in layers or not _is_layer(key)}
+    if not layers or kept == stream.named_refs:  # nobody has the config: it is collected as a whole
+        return
+    config_id = repository.objects.store(_rewritten(repository, stream, kept))
+    repository.sync()
+    with _held(repository, config, config_id):
+        repository.link_stream(name, config_id)
+        settle(repository, config)
+
+
+def _is_layer(reference: str) -> bool:
+    """Whether a config's named reference is a layer: those go by digests, composefs images by words."""
+    return ":" in reference
 
 
 @contextmanager
@@ -222,40 +364,87 @@ def _held(repository: Repository, config: OciDigest, config_id: bytes) -> Iterat
     The collector follows a manifest's reference only to a stream that is current.  If the power failed between config
     and manifest, it would find neither the old config nor the new one by the tag.
     """
-    if repository.stream(config_stream(config)) in (None, config_id):
+    if _current(repository, config_stream(config)) in (None, config_id):
         yield
         return
-    held = f"{_HELD}/{config.hex}"
+    held = f"{HELD}/{config.hex}"
     repository.set_ref(Category.STREAMS, held, config_stream(config))
     yield
     repository.sync()
     repository.remove_ref(Category.STREAMS, held)
 
 
+def _current(repository: Repository, name: str) -> bytes | None:
+    """What the link of a stream names; None if there is none, or one that names no object and keeps nothing."""
+    try:
+        return repository.stream(name)
+    except CorruptError:
+        return None
+
+
 def heal(repository: Repository) -> None:
     """Finish what a commit that was interrupted has begun: let all manifests name the current config."""
-    for name, entry in repository.refs(Category.STREAMS).items():
-        if name.startswith(f"{_HELD}/"):
-            current = repository.stream(entry)
-            if current is not None:
-                _refresh_manifests(repository, OciDigest.parse(entry.removeprefix(CONFIG_PREFIX)), current)
-            repository.sync()
-            repository.remove_ref(Category.STREAMS, name)
+    for path, text in list(links.refs(repository.fd, Category.STREAMS, HELD)):
+        entry = links.last_component(text) or ""
+        settle(repository, OciDigest.parse(entry.removeprefix(CONFIG_PREFIX)))
+        repository.sync()
+        repository.remove_ref(Category.STREAMS, path.removeprefix(_REFS))
 
 
-def _refresh_manifests(repository: Repository, config: OciDigest, config_id: bytes) -> None:
-    """Give every manifest of this config that names an older stream of it a new stream of its own."""
-    key = _config_key(config)
+def settle(repository: Repository, config: OciDigest | None = None) -> None:
+    """Let every manifest, or every one of this config, name the current stream of its config.
+
+    One that names another stream keeps that, but not what the current one names, nor the config's document if that
+    belongs to nobody else: composefs-rs writes a config anew for one of its manifests only.
+    """
+    for one in _unsettled(repository, config):
+        data = _rewritten(repository, one.stream, {**one.stream.named_refs, one.key: one.current})
+        repository.link_stream(one.name, repository.objects.store(data))
+
+
+def unsettled_configs(repository: Repository) -> set[str]:
+    """The streams of configs that `settle` would let manifests name."""
+    return {f"{CONFIG_PREFIX}{one.key.removeprefix(_CONFIG_KEY)}" for one in _unsettled(repository)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """A manifest whose stream, `name`, has not the `current` stream of its config under `key`."""
+
+    name: str
+    stream: Splitstream
+    key: str
+    current: bytes
+
+
+def _unsettled(repository: Repository, config: OciDigest | None = None) -> Iterator[_Unsettled]:
     for digest in manifests(repository):
         name = manifest_stream(digest)
-        stream = repository.read_stream(name, ContentType.OCI_MANIFEST)
-        if stream.named_refs.get(key, config_id) == config_id:
+        stream = _read(repository, name, ContentType.OCI_MANIFEST)
+        if stream is None:
             continue
-        writer = Writer(repository.algorithm, ContentType.OCI_MANIFEST)
-        writer.external(stream.object_refs[0], stream.size_bytes)
-        for reference, target in {**stream.named_refs, key: config_id}.items():
-            writer.add_reference(reference, target)
-        repository.link_stream(name, repository.objects.store(writer.finish()))
+        for key, named in stream.named_refs.items():
+            if not key.startswith(_CONFIG_KEY) or (config is not None and key != _config_key(config)):
+                continue
+            current = _current(repository, f"{CONFIG_PREFIX}{key.removeprefix(_CONFIG_KEY)}")
+            if current is not None and current != named and repository.objects.has(current):
+                yield _Unsettled(name, stream, key, current)
 
 
-TASKS: Final[dict[str, Task]] = {"store_layer": store_layer, "name_layer": name_layer, "commit": commit}
+def _rewritten(repository: Repository, stream: Splitstream, references: Mapping[str, bytes]) -> bytes:
+    """The stream of a document with other named references."""
+    writer = Writer(repository.algorithm, stream.content_type)
+    writer.external(stream.object_refs[0], stream.size_bytes)
+    for name, target in references.items():
+        writer.add_reference(name, target)
+    return writer.finish()
+
+
+TASKS: Final[dict[str, Task]] = {
+    "store_layer": store_layer,
+    "store_blob": store_blob,
+    "copy_blob": copy_blob,
+    "name_layer": name_layer,
+    "commit": commit,
+    "end_repair": end_repair,
+}

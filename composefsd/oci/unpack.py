@@ -5,7 +5,6 @@ what is stored apart, and the layer's columns in a memfd.  The SHA-256 of the bl
 tar is not, since the process that names things by it computes it itself.
 """
 
-import hashlib
 import os
 import tarfile
 import zlib
@@ -15,68 +14,19 @@ from typing import Any, BinaryIO, Final, cast
 import zstandard
 from isal import isal_zlib
 
-from composefsd.errors import DigestMismatchError, FormatError, LimitExceededError, UnsupportedError
+from composefsd.errors import FormatError, LimitExceededError, UnsupportedError
+from composefsd.oci.blob import READ_BYTES, BlobReader
 from composefsd.oci.manifest import Compression
 from composefsd.tree.tar import parse_layer
 from composefsd.workers.ring import RingWriter
 from composefsd.workers.serve import Call, Task
 
-_READ_BYTES: Final = 256 << 10
 _CHUNK_BYTES: Final = 1 << 20
-_TICK_BYTES: Final = 8 << 20
 _ARCHIVE_MEMBERS: Final = 20_000
 _WINDOW_BYTES: Final = 128 << 20
 """The largest zstd window that is allowed to ask for memory, as the zstd tool's own default limit."""
 
 _GZIP_ERROR: Final = cast("type[Exception]", isal_zlib.error)  # typed as an instance in its stubs
-
-
-class BlobReader:
-    """A blob's bytes: at most `size` of them from `offset` of a file, or from a pipe, hashed as they pass.
-
-    `read` never gives more than the descriptor promised; `check` compares what came with what was promised.
-    """
-
-    def __init__(self, call: Call, fd: int) -> None:
-        args = call.args
-        self._fd = fd
-        self._left = int(args["size"])
-        self._offset = args["offset"]
-        self._expected = (args["algorithm"], args["hex"])
-        self._hash = hashlib.new(args["algorithm"])
-        self._report = call.report
-        self._done = self._told = 0
-
-    def read(self, count: int = -1) -> bytes:
-        """The next bytes, none at the end."""
-        count = min(self._left, _READ_BYTES if count < 0 else count)
-        if self._offset is None:
-            data = os.read(self._fd, count)
-        else:
-            data = os.pread(self._fd, count, self._offset)
-            self._offset += len(data)
-        self._left -= len(data)
-        self._hash.update(data)
-        self._done += len(data)
-        if self._done - self._told >= _TICK_BYTES:
-            self._told = self._done
-            self._report({"bytes": self._done})
-        return data
-
-    def check(self) -> None:
-        """Read what the decompressor did not want, and raise unless size and digest are as promised."""
-        while self.read():
-            pass
-        algorithm, digits = self._expected
-        if self._left:
-            raise FormatError(
-                f"blob {algorithm}:{digits} ends {self._left} bytes early", subject=f"{algorithm}:{digits}"
-            )
-        if self._hash.hexdigest() != digits:
-            actual = f"{algorithm}:{self._hash.hexdigest()}"
-            raise DigestMismatchError(
-                f"blob {algorithm}:{digits} has the digest {actual}", expected=f"{algorithm}:{digits}", actual=actual
-            )
 
 
 def _plain(blob: BlobReader) -> Iterator[bytes]:
@@ -107,7 +57,7 @@ def _unzstd(blob: BlobReader) -> Iterator[bytes]:
     """All frames of a zstd file, skippable ones passed over."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
     with decompressor.stream_reader(
-        cast("BinaryIO", blob), read_size=_READ_BYTES, read_across_frames=True, closefd=False
+        cast("BinaryIO", blob), read_size=READ_BYTES, read_across_frames=True, closefd=False
     ) as reader:
         while data := reader.read(_CHUNK_BYTES):
             yield data

@@ -25,6 +25,7 @@ import zstandard
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"
+EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"
 TAG: Final = "org.opencontainers.image.ref.name"
 _PIECE_BYTES: Final = 1 << 20
 
@@ -61,7 +62,10 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """A layer that the layout holds: its blob, and the digest of its plain tar (`sha256:…`)."""
+    """A layer that the layout holds: its blob, and the digest of its plain tar (`sha256:…`).
+
+    A layer of an artifact goes by the digest of its blob.
+    """
 
     blob: Blob
     diff_id: str
@@ -178,12 +182,19 @@ class Layout:
                 shutil.copyfile(source.blob_path(blob.digest), target)
         return image
 
-    def set_tag(self, tag: str | None, manifest: Blob) -> None:
-        """Let `tag` name a manifest, in place of what it named before; None lists it without a name."""
+    def set_tag(self, tag: str | None, manifest: Blob, platform: str | None = None) -> None:
+        """Let `tag` name a manifest, in place of what it named before; None lists it without a name.
+
+        `platform` (`linux/amd64`) goes into its descriptor.
+        """
         document = json.loads(self._index.read_text())
-        kept = [entry for entry in document["manifests"] if entry.get("annotations", {}).get(TAG) != tag]
-        named = {"annotations": {TAG: tag}} if tag is not None else {}
-        self._write_index([*kept, {**manifest.descriptor(), **named}])
+        kept = [
+            entry for entry in document["manifests"] if tag is None or entry.get("annotations", {}).get(TAG) != tag
+        ]
+        told: dict[str, object] = {"annotations": {TAG: tag}} if tag is not None else {}
+        if platform is not None:
+            told["platform"] = dict(zip(("os", "architecture"), platform.split("/"), strict=True))
+        self._write_index([*kept, {**manifest.descriptor(), **told}])
 
     def read_image(self, tag: str) -> Image:
         """The image that `tag` names in a layout that this module wrote."""
@@ -218,6 +229,27 @@ class Layout:
         manifest_blob = self.add_json(_merged(_manifest(config_blob, stored), manifest), MANIFEST_TYPE)
         self.set_tag(tag, manifest_blob)
         return Image(manifest_blob, config_blob, stored)
+
+    def add_artifact(
+        self,
+        tag: str | None,
+        blobs: Sequence[Blob],
+        *,
+        config: Blob | None = None,
+        artifact_type: str | None = "application/vnd.example.thing",
+        platform: str | None = None,
+        manifest: Json | None = None,
+    ) -> Image:
+        """Add an artifact of `blobs` (see `add_blob`) and tag it; its config is the empty one unless told.
+
+        A platform goes into the descriptor that the index has of it.
+        """
+        config = config or self.add_blob(b"{}", EMPTY_TYPE)
+        stored = tuple(StoredLayer(blob, blob.digest) for blob in blobs)
+        document = {**_manifest(config, stored), "artifactType": artifact_type}
+        manifest_blob = self.add_json(_merged(document, manifest), MANIFEST_TYPE)
+        self.set_tag(tag, manifest_blob, platform)
+        return Image(manifest_blob, config, stored)
 
 
 def _blob(descriptor: Mapping[str, Any]) -> Blob:

@@ -16,18 +16,22 @@ from composefsd.oci.manifest import (
     CONFIG_TYPE,
     MANIFEST_TYPE,
     REF_NAME,
+    Artifact,
     Compression,
     Descriptor,
     ImageConfig,
     Index,
+    LayerForm,
     Manifest,
     OciImage,
+    read_content,
     select,
 )
 from composefsd.oci.reference import Platform
 
 DIGEST = "sha256:" + "ab" * 32
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 
 
 def descriptor(**changes: Any) -> dict[str, Any]:
@@ -97,17 +101,63 @@ def test_a_broken_manifest_is_a_format_error(broken: Any) -> None:
         parse(broken)
 
 
+def test_a_manifest_of_docker_is_unsupported() -> None:
+    with pytest.raises(UnsupportedError, match="docker"):
+        parse(manifest(mediaType="application/vnd.docker.distribution.manifest.v2+json"))
+
+
 @pytest.mark.parametrize(
-    "other",
+    ("config", "told", "kind"),
     [
-        manifest(mediaType="application/vnd.docker.distribution.manifest.v2+json"),
-        manifest(config=descriptor(mediaType="application/vnd.docker.container.image.v1+json")),
-        manifest(config=descriptor(mediaType="application/vnd.oci.empty.v1+json")),
+        (CONFIG_TYPE, None, ""),
+        (CONFIG_TYPE, "application/vnd.example", ""),  # the config decides, as for composefs-rs
+        (EMPTY_TYPE, "application/vnd.example", "application/vnd.example"),
+        ("application/vnd.config", "application/vnd.example", "application/vnd.example"),
+        ("application/vnd.config", None, "application/vnd.config"),
+        ("application/vnd.config", "", "application/vnd.config"),
     ],
 )
-def test_what_is_no_container_image_is_unsupported(other: Any) -> None:
-    with pytest.raises(UnsupportedError):
-        parse(other)
+def test_another_config_makes_an_artifact(config: str, told: str | None, kind: str) -> None:
+    assert parse(manifest(config=descriptor(mediaType=config), artifactType=told)).artifact_type == kind
+
+
+@pytest.mark.parametrize("bad", ["", " ", "a\0b", "a\nb", "ä", "x" * 256])
+def test_the_type_of_an_artifact_is_printable_and_short(bad: str) -> None:
+    with pytest.raises(FormatError):
+        parse(manifest(config=descriptor(mediaType=bad)))
+    if bad:
+        with pytest.raises(FormatError):
+            parse(manifest(config=descriptor(mediaType=EMPTY_TYPE), artifactType=bad))
+
+
+@pytest.mark.parametrize("bad", [1, [], {}, None])
+def test_a_config_without_a_type_is_a_format_error(bad: Any) -> None:
+    with pytest.raises(FormatError):
+        parse(manifest(config=descriptor(mediaType=bad)))
+
+
+def test_the_layers_of_an_artifact_go_by_their_blobs() -> None:
+    kinds = {
+        "text/plain": LayerForm.RAW,
+        "": LayerForm.RAW,
+        "application/vnd.docker.image.rootfs.diff.tar.gzip": LayerForm.RAW,
+        LAYER_TYPE: LayerForm.TAR,
+        LAYER_TYPE + "+gzip": LayerForm.PACKED,
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": LayerForm.PACKED,
+    }
+    layers = [descriptor(mediaType=kind) for kind in kinds]
+    found = read_content(parse(manifest(config=descriptor(mediaType=EMPTY_TYPE), layers=layers)), b"\xff no JSON")
+    assert isinstance(found, Artifact)
+    assert found.config.data == b"\xff no JSON"
+    assert [layer.form for layer in found.layers] == list(kinds.values())
+    assert {str(layer.diff_id) for layer in found.layers} == {DIGEST}
+
+
+def test_an_image_stays_one_whatever_its_layers_say() -> None:
+    """A layer that is named after its blob would not be checked against the tar that it unpacks to."""
+    parsed = parse(manifest(config=descriptor(mediaType=CONFIG_TYPE)))
+    found = read_content(parsed, config([DIGEST]).data)
+    assert [layer.form for layer in found.layers] == [LayerForm.TAR]
 
 
 def test_more_than_a_thousand_layers_are_too_many() -> None:

@@ -117,7 +117,7 @@ def test_a_commit_can_be_loaded_back(repository: Repository) -> None:
     commit(repository, images=ONE)
     stored = load(repository)
     assert references(stored) == set(ONE)
-    assert stored.image.manifest.data.decode() == documents()["manifest"]
+    assert stored.content.manifest.data.decode() == documents()["manifest"]
     assert repository.tags() == {"os": manifest_stream(stored.digest)}
     assert list(check_repository(repository, objects=True)) == []
 
