@@ -46,6 +46,9 @@ XATTR_ENTRY: Final = Struct("<BBH")
 _COMPOSEFS_HEADER: Final = Struct("<IIII16x")
 _SUPERBLOCK: Final = Struct("<IIIBBHQqIIII32xIHHHBBIQ24x")
 _SUPERBLOCK_OFFSET: Final = 1024
+XATTR_BLOCK_OFFSET: Final = _SUPERBLOCK_OFFSET + 44
+"""Of the field that Head calls xattr_block."""
+
 _COMPOSEFS_MAGIC: Final = 0xD078629A
 _EROFS_MAGIC: Final = 0xE0F5E1E2
 _HAS_ACL: Final = 1
@@ -163,6 +166,12 @@ class Head:
             self.build_nsec, self.blocks, 0, self.xattr_block, 0, 0, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
         return header.ljust(_SUPERBLOCK_OFFSET, b"\0") + superblock
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that starts with these bytes, of which HEAD_BYTES are enough, means to be an EROFS image."""
+    magics = (head[:4], head[_SUPERBLOCK_OFFSET : _SUPERBLOCK_OFFSET + 4])
+    return magics[0] == _COMPOSEFS_MAGIC.to_bytes(4, "little") or magics[1] == _EROFS_MAGIC.to_bytes(4, "little")
 
 
 def chunk_bits(size_bytes: int) -> int:
