@@ -118,12 +118,23 @@ async def build_images(
 
 
 async def dump_image(
-    imager: Worker, repository: Repository, layers: Sequence[StoredLayer], order: ImageOrder, file: int
+    imager: Worker,
+    repository: Repository,
+    layers: Sequence[StoredLayer],
+    order: ImageOrder,
+    file: int,
+    *,
+    algorithm: Algorithm | None = None,
+    limit_bytes: int | None = None,
 ) -> None:
-    """Have the dumpfile of an image written into `file`."""
+    """Have the dumpfile of an image written into `file`; `algorithm` if not the repository's."""
+    request = _request(repository, layers, [order]) | {
+        "algorithm": (algorithm or repository.algorithm).value,
+        "limit_bytes": limit_bytes,
+    }
     objects = open_objects(repository)
     try:
         passed = [fd for layer in layers for fd in layer.descriptors()]
-        await imager.call("dump", _request(repository, layers, [order]), (objects, *passed, file))
+        await imager.call("dump", request, (objects, *passed, file))
     finally:
         os.close(objects)

@@ -6,7 +6,7 @@ is boot image, the tag that keeps the image, then what the deploy room does; rem
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +18,19 @@ from composefsd.deploy.state import Deployment
 from composefsd.digests import OciDigest
 from composefsd.errors import ComposefsdError, EspNotFoundError, NoSuchDeploymentError, NotBootableError
 from composefsd.oci.storage import ImageKind, load_image, manifest_stream
-from composefsd.operations.deployment_order import DEPLOYMENT_TAG, BootImageFact, DeploymentOrder
+from composefsd.operations.deployment_order import (
+    DEPLOYMENT_REFS,
+    DEPLOYMENT_TAG,
+    BootImageFact,
+    DeploymentOrder,
+)
 from composefsd.operations.generate import compute_digest, generate
 from composefsd.operations.host import Host
 from composefsd.operations.images import image_facts
 from composefsd.operations.model import DeployRequest, GenerateRequest
 from composefsd.operations.progress import Progress, Stage
 from composefsd.repository import Repository
+from composefsd.repository.links import Category
 from composefsd.workers.pool import Event, number, worker
 
 DEPLOYER: Final = "composefsd.operations.deployer"
@@ -33,6 +39,9 @@ _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _CMDLINE: Final = Path("/proc/cmdline")
 _SOURCE: Final = "composefs:"
 _OWN_SYSROOTS: Final = (Path("/"), Path("/sysroot"))
+Needed = Mapping[str, Sequence[str]]
+"""What deployments need, as the deployer tells it."""
+
 _BOOT: Final = GenerateRequest(frozenset({ImageKind.BOOT}))
 
 
@@ -61,14 +70,14 @@ async def deploy(host: Host, image: OciDigest, request: DeployRequest, progress:
     progress.point_of_no_return()
     async with host.writing() as repository, host.deploying:
         async with host.naming:
-            await asyncio.to_thread(repository.tag, order.tag, manifest_stream(image))
+            await asyncio.to_thread(_keep, repository, order)
         await asyncio.to_thread(repository.sync)  # whoever made the boot image: it is on the disk before its entry
         try:
             deployment_id, needed = await _write(host, repository, order, plan, progress)
         except ComposefsdError:
             await _settle(host, repository)
             raise
-        await _drop_tags(host, repository, needed)
+        await _drop_unneeded(host, repository, needed)
     return await _find(host, deployment_id)
 
 
@@ -88,7 +97,7 @@ async def remove_deployment(host: Host, deployment_id: str, *, state: bool, prog
     async with host.writing() as repository, host.deploying:
         async with worker(DEPLOYER, sandboxed=False) as deployer:
             answer = await deployer.call("remove", args)
-        await _drop_tags(host, repository, answer["needed"])
+        await _drop_unneeded(host, repository, answer["needed"])
     return int(answer["freed_bytes"])
 
 
@@ -112,20 +121,35 @@ async def _settle(host: Host, repository: Repository) -> tuple[str, ...]:
     try:
         async with worker(DEPLOYER, sandboxed=False) as deployer:
             answer = await deployer.call("recover", args)
-        await _drop_tags(host, repository, answer["needed"])
+        await _drop_unneeded(host, repository, answer["needed"])
     except ComposefsdError as error:
         return (error.message,)
     return tuple(answer["problems"])
 
 
-async def _drop_tags(host: Host, repository: Repository, needed: Sequence[str] | None) -> None:
-    """Drop the tags of deployments that are gone, whoever has removed them; `needed` None: nobody knows for sure."""
-    if needed is None:
-        return
-    async with host.naming:
-        for tag in repository.tags():
-            if tag.startswith(DEPLOYMENT_TAG) and tag not in needed:
-                await asyncio.to_thread(repository.untag, tag)
+def _keep(repository: Repository, order: DeploymentOrder) -> None:
+    """Have the collector keep the image and its boot images while they are deployed."""
+    repository.tag(order.tag, manifest_stream(order.manifest_digest))
+    for one in order.images:
+        if one.stored:
+            repository.set_ref(Category.IMAGES, f"{DEPLOYMENT_REFS}/{one.digest.hex}", one.digest.hex)
+
+
+async def _drop_unneeded(host: Host, repository: Repository, needed: Needed | None) -> None:
+    """Let go of what deployments needed that are gone, whoever has removed them; None: nobody knows for sure."""
+    if needed is not None:
+        async with host.naming:
+            await asyncio.to_thread(_drop, repository, needed)
+
+
+def _drop(repository: Repository, needed: Needed) -> None:
+    for tag in repository.tags():
+        if tag.startswith(DEPLOYMENT_TAG) and tag not in needed["tags"]:
+            repository.untag(tag)
+    for name in repository.refs(Category.IMAGES):
+        folder, _, digest = name.partition("/")
+        if folder == DEPLOYMENT_REFS and digest not in needed["images"]:
+            repository.remove_ref(Category.IMAGES, name)
 
 
 def partitions(host: Host) -> room.BootPartitions:
@@ -141,6 +165,7 @@ async def _order(
     partitions(host)  # to fail before any work is done
     async with host.reading() as repository:
         stored = load_image(repository, image)
+        stored.require_image()
         facts = await image_facts(host, repository, stored)
         held = [
             BootImageFact(one.digest, one.format, repository.has_image(one.digest.digest))
@@ -191,8 +216,8 @@ async def _find(host: Host, deployment_id: str) -> Deployment:
 
 async def _write(
     host: Host, repository: Repository, order: DeploymentOrder, plan: Plan, progress: Progress
-) -> tuple[str, Sequence[str] | None]:
-    """Have the deployer carry the order out; answers with the deployment's id, and the tags that are needed now."""
+) -> tuple[str, Needed | None]:
+    """Have the deployer carry the order out; answers with the deployment's id, and with what is needed now."""
     total = sum(file.size for file in plan.files if file.path not in plan.present)
 
     def tell(event: Event) -> None:

@@ -24,7 +24,7 @@ def _places(call: Call) -> Iterator[room.Places]:
 def deploy(call: Call) -> dict[str, Any]:
     """Deploy an order.  fds: the contents whose paths are in `sources`.  args: `order`, `sources`.
 
-    Answers with the `deployment`'s id and the `needed` tags; reports `written` bytes.
+    Answers with the `deployment`'s id and what is `needed`; reports `written` bytes.
     """
     order = DeploymentOrder.from_wire(call.args["order"])
     sources = dict(zip(call.args["sources"], call.fds, strict=True))
@@ -39,32 +39,36 @@ def deploy(call: Call) -> dict[str, Any]:
 
     with _places(call) as places:
         done = room.deploy(places, order.for_room(), sources, booted=call.args["booted"], written=written)
-        return {"deployment": done.id, "needed": _needed_tags(places)}
+        return {"deployment": done.id, "needed": _needed(places)}
 
 
 def remove(call: Call) -> dict[str, Any]:
-    """Remove a deployment.  args: `deployment`, `state`; answers with `freed_bytes` and the `needed` tags."""
+    """Remove a deployment.  args: `deployment`, `state`; answers with `freed_bytes` and what is `needed`."""
     with _places(call) as places:
         booted, deployment_id = call.args["booted"], call.args["deployment"]
         removal = room.remove(places, deployment_id, booted=booted, remove_state=call.args["state"])
-        return {"freed_bytes": removal.freed_bytes, "needed": _needed_tags(places)}
+        return {"freed_bytes": removal.freed_bytes, "needed": _needed(places)}
 
 
 def recover(call: Call) -> dict[str, Any]:
-    """Settle what was interrupted; answers with the `needed` tags and the `problems` that are left."""
+    """Settle what was interrupted; answers with what is `needed` and the `problems` that are left."""
     with _places(call) as places:
         recovery = room.recover(places, call.args["booted"])
-        return {"needed": _needed_tags(places), "problems": list(recovery.problems)}
+        return {"needed": _needed(places), "problems": list(recovery.problems)}
 
 
-def _needed_tags(places: room.Places) -> list[str] | None:
-    """The tags that deployments need, those without a record included; None if that cannot be told for sure."""
+def _needed(places: room.Places) -> dict[str, list[str]] | None:
+    """The `tags` and the boot `images` (digests in hexadecimal) that deployments need, recorded or not.
+
+    None if that cannot be told for sure.
+    """
     listing = room.list_deployments(places)
     if listing.problems:
         return None
     tags = {deployment.tag for deployment in listing.deployments}
     tags |= {deployment_tag(one.manifest_digest) for one in listing.deployments if one.manifest_digest is not None}
-    return sorted(tags - {""})
+    images = {digest.hex for one in listing.deployments for digest in (one.boot_digest, *one.aliases)}
+    return {"tags": sorted(tags - {""}), "images": sorted(images)}
 
 
 TASKS: Final[dict[str, Task]] = {"deploy": deploy, "remove": remove, "recover": recover}

@@ -15,6 +15,10 @@ from composefsd.operations.model import DeployRequest, PayloadType
 DEPLOYMENT_TAG: Final = "deployment/"
 """Names under this prefix keep the images of deployments; they are not shown, and nobody else may give them."""
 
+DEPLOYMENT_REFS: Final = "composefsd-deployed"
+"""Refs below `images/refs` that keep the boot images of deployments, whatever another tool makes of the configs that
+name them."""
+
 
 def deployment_tag(image: OciDigest) -> str:
     """The name that keeps an image while it is deployed."""

@@ -6,9 +6,15 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from composefsd.digests import ObjectId, OciDigest
-from composefsd.errors import DigestMismatchError, NoSuchImageError
-from composefsd.oci.manifest import OciImage
+from composefsd.digests import Algorithm, ObjectId, OciDigest
+from composefsd.errors import (
+    CorruptError,
+    DigestMismatchError,
+    FormatError,
+    NoSuchImageError,
+    ObjectMissingError,
+)
+from composefsd.oci.manifest import Content, OciImage
 from composefsd.oci.storage import ComposefsImage, StoredImage, load_image
 from composefsd.operations.build import (
     IMAGER,
@@ -75,7 +81,9 @@ class ImageMaker:
             self.progress.stage(Stage.COMMIT)
             self.progress.point_of_no_return()
             async with self.host.naming:
-                added = await self._commit(image, layers, made, files, tag=tag, replace=replace)
+                added = await commit(
+                    self.storer, self.repository, image, layers, made, files, tag=tag, replace=replace
+                )
         if built is not None:
             save_facts(self.host.settings.state, image.manifest.digest, built.facts)
         return Made(asked, added)
@@ -92,35 +100,44 @@ class ImageMaker:
             )
             return built, reopen_for_reading(files, keep)
 
-    async def _commit(
-        self,
-        image: OciImage,
-        layers: Sequence[StoredLayer],
-        images: Sequence[ComposefsImage],
-        files: Sequence[int],
-        *,
-        tag: str | None,
-        replace: bool,
-    ) -> int:
-        order: dict[str, Any] = {
-            "manifest": image.manifest.data.decode("latin-1"),
-            "manifest_digest": str(image.manifest.digest),
-            "config": image.config.data.decode("latin-1"),
-            "config_digest": str(image.config.digest),
-            "layers": {str(layer.diff_id): layer.stream.hex() for layer in layers},
-            "tag": tag,
-            "replace": replace,
-            "images": [{"reference": one.reference, "digest": one.digest.hex} for one in images],
-        }
-        answer = await self.storer.call("commit", order, (self.repository.fd, *files))
-        return int(answer["added"])
+
+async def commit(
+    storer: Worker,
+    repository: Repository,
+    content: Content,
+    layers: Sequence[StoredLayer],
+    images: Sequence[ComposefsImage] = (),
+    files: Sequence[int] = (),
+    *,
+    tag: str | None,
+    replace: bool,
+    repair: bool = False,
+) -> int:
+    """Have the storer give everything its names; how many objects are new.  `files` hold the `images`.
+
+    With `repair` it compares objects that are there, and goes on beside damage of others.
+    """
+    manifest, config = content.manifest, content.config
+    order: dict[str, Any] = {
+        "manifest": manifest.data.decode("latin-1"),
+        "manifest_digest": str(manifest.digest),
+        "config": config.data.decode("latin-1"),
+        "config_digest": str(config.digest),
+        "layers": {str(layer.diff_id): layer.stream.hex() for layer in layers},
+        "tag": tag,
+        "replace": replace,
+        "repair": repair,
+        "images": [{"reference": one.reference, "digest": one.digest.hex} for one in images],
+    }
+    answer = await storer.call("commit", order, (repository.fd, *files))
+    return int(answer["added"])
 
 
 def _recorded(repository: Repository, image: OciImage) -> dict[ImageOrder, ComposefsImage]:
-    """The composefs images that the repository has for this image already."""
+    """The composefs images that the repository has for this image already; none if what it has is damaged."""
     try:
         stored = load_image(repository, image.manifest.digest)
-    except NoSuchImageError:
+    except (CorruptError, FormatError, NoSuchImageError, ObjectMissingError):
         return {}
     return {_order(one): one for one in stored.images if repository.has_image(one.digest.digest)}
 
@@ -136,10 +153,10 @@ def _check_expected(images: Sequence[ComposefsImage], expect: ObjectId | None) -
 
 
 def stored_layers(stored: StoredImage) -> list[StoredLayer]:
-    """The layers of an image that is in the repository."""
+    """The layers of an image that is in the repository.  Raises UnsupportedError if it is no container image."""
     return [
         StoredLayer(diff_id, stream)
-        for diff_id, stream in zip(stored.image.config.diff_ids, stored.layers, strict=True)
+        for diff_id, stream in zip(stored.require_image().config.diff_ids, stored.layers, strict=True)
     ]
 
 
@@ -164,9 +181,9 @@ async def generate(
 ) -> tuple[ComposefsImage, ...]:
     """Make and record composefs images of a stored OCI image.
 
-    Raises NoSuchImageError, UnsupportedError for a format or hash that the repository does not have,
-    DigestMismatchError if `expect` is not among the digests, NotBootableError or FormatError for an image that has no
-    boot image.
+    Raises NoSuchImageError, UnsupportedError for an artifact and for a format or hash that the repository does not
+    have, DigestMismatchError if `expect` is not among the digests, NotBootableError or FormatError for an image that
+    has no boot image.
     """
     host.check_format(request.format, request.algorithm)
     async with host.writing() as repository:
@@ -174,7 +191,7 @@ async def generate(
         async with worker(STORER, sandboxed=False) as storer, imaging_worker(repository) as imager:
             maker = ImageMaker(host, repository, storer, imager, progress)
             made = await maker.make(
-                stored.image, stored_layers(stored), _orders(host, request), tag=None, expect=request.expect
+                stored.require_image(), stored_layers(stored), _orders(host, request), tag=None, expect=request.expect
             )
     return made.images
 
@@ -194,9 +211,23 @@ async def compute_digest(
     return built.images
 
 
-async def dump(host: Host, image: OciDigest, order: ImageOrder, file: int) -> None:
-    """Write the dumpfile of a composefs image of a stored OCI image into `file`."""
+async def dump(
+    host: Host,
+    image: OciDigest,
+    order: ImageOrder,
+    file: int,
+    *,
+    algorithm: Algorithm | None = None,
+    limit_bytes: int | None = None,
+) -> None:
+    """Write the dumpfile of a composefs image of a stored OCI image into `file`, with digests of any algorithm.
+
+    Raises NoSuchImageError, UnsupportedError for an artifact, LimitExceededError beyond `limit_bytes`, and what
+    making the image gives cause for.
+    """
     async with host.reading() as repository:
         stored = load_image(repository, image)
         async with imaging_worker(repository) as imager:
-            await dump_image(imager, repository, stored_layers(stored), order, file)
+            await dump_image(
+                imager, repository, stored_layers(stored), order, file, algorithm=algorithm, limit_bytes=limit_bytes
+            )

@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from composefsd.digests import Algorithm
 from composefsd.erofs.format import FormatVersion
@@ -20,7 +20,10 @@ from composefsd.errors import (
     VerityRequiredError,
 )
 from composefsd.linux.oserrors import translated
-from composefsd.repository import Metadata, Repository
+from composefsd.repository import Metadata, Repository, metadata
+from composefsd.repository.objects import DIRECTORY
+
+V = TypeVar("V")
 
 _LOCK_SECONDS: Final = 60.0
 _LOCK_RETRY_SECONDS: Final = 0.1
@@ -67,14 +70,15 @@ class Host:
         except ComposefsdError as error:
             return cls(settings, None, [error])
         with repository:
-            problems: list[ComposefsdError] = []
-            if not repository.verity and not settings.insecure:
-                problems.append(_insecure(settings.repository))
-            try:
-                repository.require_writable()
-            except ReadOnlyError as error:
-                problems.append(error)
-            return cls(settings, repository.metadata, problems)
+            return cls(settings, repository.metadata, _obstacles(repository, settings))
+
+    def look_again(self) -> None:
+        """Find the problems anew: the repository has been made secure."""
+        try:
+            with self._open() as repository:
+                self._problems = _obstacles(repository, self.settings)
+        except ComposefsdError as error:
+            self._problems = (error,)
 
     @property
     def problems(self) -> tuple[tuple[str, str], ...]:
@@ -96,15 +100,21 @@ class Host:
         """The repository under a shared lock: nothing is collected meanwhile.  Raises LockedError after a minute."""
         with ExitStack() as stack:
             repository = stack.enter_context(self._open())
-            for attempts_left in reversed(range(int(_LOCK_SECONDS / _LOCK_RETRY_SECONDS))):
-                try:
-                    stack.enter_context(repository.shared_lock(timeout=0))
-                    break
-                except LockedError:
-                    if not attempts_left:
-                        raise
-                    await asyncio.sleep(_LOCK_RETRY_SECONDS)
+            await _enter(stack, repository.shared_lock)
             yield repository
+
+    @asynccontextmanager
+    async def alone(self, seconds: float = _LOCK_SECONDS) -> AsyncIterator[tuple[Repository, int]]:
+        """The repository under the exclusive lock, and the descriptor that holds that, for a process to hold it, too.
+
+        Other tools keep away, and so do all other operations of this process.  Raises LockedError after `seconds`,
+        and ReadOnlyError for a repository that cannot be written.
+        """
+        with ExitStack() as stack:
+            repository = stack.enter_context(self._open())
+            repository.require_writable()
+            lock = await _enter(stack, repository.exclusive_lock, seconds)
+            yield repository, lock
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Repository]:
@@ -151,19 +161,45 @@ class Host:
         return free_bytes - _RESERVE_BYTES
 
 
+async def _enter(
+    stack: ExitStack, lock: Callable[[float], AbstractContextManager[V]], seconds: float = _LOCK_SECONDS
+) -> V:
+    """Take a lock without stopping the whole process to wait for it."""
+    for attempts_left in reversed(range(int(seconds / _LOCK_RETRY_SECONDS))):
+        try:
+            return stack.enter_context(lock(0))
+        except LockedError:
+            if attempts_left:
+                await asyncio.sleep(_LOCK_RETRY_SECONDS)
+    raise LockedError(f"the repository is in use by another process; gave up after {seconds:g} s")
+
+
+def _obstacles(repository: Repository, settings: Settings) -> tuple[ComposefsdError, ...]:
+    """What keeps a repository that opens from being written."""
+    problems: list[ComposefsdError] = []
+    if not repository.verity and not settings.insecure:
+        problems.append(_insecure(settings.repository))
+    try:
+        repository.require_writable()
+    except ReadOnlyError as error:
+        problems.append(error)
+    return tuple(problems)
+
+
 def _insecure(path: Path) -> VerityRequiredError:
     return VerityRequiredError(
-        f"the repository {path} has no fs-verity; enable it on the filesystem, or set Insecure=yes to do without"
+        f"the repository {path} has no fs-verity; `composefsctl enable-verity` enables it where the filesystem can, "
+        "Insecure=yes allows to do without"
     )
 
 
 def _open_or_create(settings: Settings) -> Repository:
     path = settings.repository
-    if (path / "meta.json").exists():
-        repository = Repository.open(path)
+    if any((path / name).exists() for name in (metadata.NAME, DIRECTORY)):  # without the first it is an old one
+        repository = Repository.open(path, algorithm=settings.algorithm)
     else:
-        metadata = Metadata.new(settings.algorithm, settings.formats)
-        repository = Repository.create(path, metadata, insecure=settings.insecure)
+        wanted = Metadata.new(settings.algorithm, settings.formats)
+        repository = Repository.create(path, wanted, insecure=settings.insecure)
     if repository.metadata.formats[0] is FormatVersion.V0:
         repository.close()
         raise IncompatibleRepositoryError(f"{path} is a repository of format v0, which holds no OCI images")

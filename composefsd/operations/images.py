@@ -1,7 +1,8 @@
-"""The OCI images of the repository: listing, naming, removing."""
+"""The OCI images and artifacts of the repository: listing, naming, removing."""
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from composefsd.digests import OciDigest
@@ -12,11 +13,14 @@ from composefsd.errors import (
     InUseError,
     InvalidNameError,
     LimitExceededError,
+    LockedError,
     NoSuchDocumentError,
     NoSuchImageError,
     NotBootableError,
     UnsupportedError,
 )
+from composefsd.oci.manifest import ImageConfig
+from composefsd.oci.reference import Platform
 from composefsd.oci.storage import (
     MANIFEST_PREFIX,
     ComposefsImage,
@@ -26,7 +30,7 @@ from composefsd.oci.storage import (
     manifest_stream,
     manifests,
 )
-from composefsd.oci.store import check_tag
+from composefsd.oci.store import check_tag, drop_layers
 from composefsd.operations.build import build_images
 from composefsd.operations.deployment_order import DEPLOYMENT_TAG
 from composefsd.operations.facts import Facts, forget_facts, load_facts, load_references, save_facts
@@ -38,6 +42,7 @@ from composefsd.repository import Repository, refs
 from composefsd.repository.links import Category
 
 _PREFIX_DIGITS: Final = 12
+_ALONE_SECONDS: Final = 2.0
 
 
 async def list_images(host: Host) -> list[ImageInfo]:
@@ -79,8 +84,12 @@ def _names(repository: Repository) -> dict[str, tuple[str, ...]]:
 async def image_facts(host: Host, repository: Repository, stored: StoredImage) -> Facts:
     """What the image says about itself; found out now if another tool has put it into the repository.
 
-    An image that cannot be looked into has that as its facts; they are kept if the image itself is to blame.
+    An image that cannot be looked into has that as its facts; they are kept if the image itself is to blame.  Of an
+    artifact there is nothing to be found out.
     """
+    kind = stored.content.manifest.artifact_type
+    if kind:
+        return Facts.unknown(f"an artifact of type {kind} has nothing to boot")
     facts = load_facts(host.settings.state, stored.digest)
     if facts is not None:
         return facts
@@ -97,18 +106,22 @@ async def image_facts(host: Host, repository: Repository, stored: StoredImage) -
 
 
 def _info(stored: StoredImage, names: tuple[str, ...], facts: Facts, references: tuple[str, ...]) -> ImageInfo:
-    manifest, config = stored.image.manifest, stored.image.config
+    manifest, config = stored.content.manifest, stored.content.config
+    platform, created = Platform("", ""), 0
+    if isinstance(config, ImageConfig):
+        platform, created = config.platform, config.created
     state, summary, evidence = _trust(stored.images, facts)
     return ImageInfo(
         manifest_digest=manifest.digest,
         config_digest=config.digest,
+        artifact_type=manifest.artifact_type,
         names=names,
         references=references,
-        architecture="/".join(filter(None, (config.platform.architecture, config.platform.variant))),
-        os=config.platform.os,
+        architecture="/".join(filter(None, (platform.architecture, platform.variant))),
+        os=platform.os,
         title=facts.title,
         os_version=facts.os_version,
-        created=config.created,
+        created=created,
         size_bytes=manifest.size_bytes,
         layer_count=len(manifest.layers),
         images=stored.images,
@@ -199,20 +212,42 @@ async def untag(host: Host, name: str, *, missing_ok: bool) -> None:
 async def remove(host: Host, image: OciDigest, *, force: bool) -> list[str]:
     """Take all names of an image away and forget it; its objects go with the next collection.
 
-    Raises InUseError if it has deployments, or several names and no `force`; answers with the names that went.
+    Only while nobody else uses the repository can nobody be about to name the image.  If others do, it stays without
+    a name until the next collection.  Raises InUseError if it has deployments, or several names and no `force`;
+    answers with the names that went.
     """
-    async with host.writing() as repository, host.naming:
-        stored = load_image(repository, image)
-        tags = [name for name, stream in repository.tags().items() if stream == manifest_stream(image)]
-        names = sorted(name for name in tags if not name.startswith(DEPLOYMENT_TAG))
-        if len(names) != len(tags):
-            raise InUseError(f"image {image} is deployed; remove its deployments first", subject=str(image))
-        if len(names) > 1 and not force:
-            raise InUseError(f"image {image} has the names {', '.join(names)}", subject=str(image))
-        _check_only_tags(repository, image, tags)
-        await asyncio.to_thread(_forget, repository, stored, names)
-    forget_facts(host.settings.state, image)
+    async with host.naming:
+        async with host.writing() as repository:
+            names = _removable_names(repository, image, force=force)
+            await asyncio.to_thread(_untag_all, repository, names)
+        with suppress(InUseError, LockedError, NoSuchImageError):
+            async with host.alone(_ALONE_SECONDS) as (repository, _):
+                await asyncio.to_thread(_forget, repository, image)
+                forget_facts(host.settings.state, image)
     return names
+
+
+def _removable_names(repository: Repository, image: OciDigest, *, force: bool) -> list[str]:
+    """The names of an image that may be removed.  Raises NoSuchImageError and InUseError."""
+    load_image(repository, image)
+    tags = _tags_of(repository, image)
+    names = sorted(name for name in tags if not name.startswith(DEPLOYMENT_TAG))
+    if len(names) != len(tags):
+        raise InUseError(f"image {image} is deployed; remove its deployments first", subject=str(image))
+    if len(names) > 1 and not force:
+        raise InUseError(f"image {image} has the names {', '.join(names)}", subject=str(image))
+    _check_only_tags(repository, image, tags)
+    return names
+
+
+def _tags_of(repository: Repository, image: OciDigest) -> list[str]:
+    return [name for name, stream in repository.tags().items() if stream == manifest_stream(image)]
+
+
+def _untag_all(repository: Repository, names: Sequence[str]) -> None:
+    for name in names:
+        repository.untag(name)
+    repository.sync()
 
 
 def _check_only_tags(repository: Repository, image: OciDigest, tags: Sequence[str]) -> None:
@@ -226,23 +261,28 @@ def _check_only_tags(repository: Repository, image: OciDigest, tags: Sequence[st
         raise InUseError(f"image {image} is kept by the refs {', '.join(sorted(others))}", subject=str(image))
 
 
-def _forget(repository: Repository, stored: StoredImage, names: list[str]) -> None:
-    """Names first, then the manifest's stream, then the images that no other OCI image has."""
-    for name in names:
-        repository.untag(name)
+def _forget(repository: Repository, image: OciDigest) -> None:
+    """The manifest's stream first, then its layers, then the images that no other OCI image has.
+
+    Raises InUseError if somebody has named it since.
+    """
+    _check_only_tags(repository, image, ())
+    stored = load_image(repository, image)
     repository.unlink_stream(manifest_stream(stored.digest))
-    others = {image.digest.hex for one in _load_all(repository) for image in one.images}
+    drop_layers(repository, stored.content.config.digest)
+    others = {one.digest.hex for other in _load_all(repository) for one in other.images}
     others |= set(repository.refs(Category.IMAGES).values())
-    for image in stored.images:
-        if image.digest.hex not in others:
-            repository.unlink_image(image.digest.digest)
+    for one in stored.images:
+        if one.digest.hex not in others:
+            repository.unlink_image(one.digest.digest)
     repository.sync()
 
 
 async def document(host: Host, image: OciDigest, which: str) -> bytes:
     """A document of an image, `manifest` or `config`, byte for byte.  Raises NoSuchDocumentError for others."""
     if which not in ("manifest", "config"):
-        raise NoSuchDocumentError(f"no document {which[:80]!r}; there are manifest and config", subject=which[:80])
+        known = "there are manifest, config and dumpfile"
+        raise NoSuchDocumentError(f"no document {which[:80]!r}; {known}", subject=which[:80])
     async with host.reading() as repository:
-        stored = load_image(repository, image).image
+        stored = load_image(repository, image).content
     return stored.manifest.data if which == "manifest" else stored.config.data

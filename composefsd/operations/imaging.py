@@ -17,6 +17,7 @@ from composefsd.digests import Algorithm
 from composefsd.erofs import writer
 from composefsd.erofs.format import FormatVersion
 from composefsd.errors import FormatError, LimitExceededError, ObjectMissingError
+from composefsd.linux.reading import pread_all
 from composefsd.oci.storage import STREAM_BYTES, ImageKind
 from composefsd.operations.facts import gather
 from composefsd.splitstream.format import ContentType
@@ -62,17 +63,19 @@ class Objects:
     def read(self, digest: bytes, limit_bytes: int) -> bytes:
         """A whole object.  Raises LimitExceededError if it is larger than the limit."""
         fd = self.open(digest)
-        with os.fdopen(fd, "rb", buffering=0) as file:
+        try:
             size_bytes = os.fstat(fd).st_size
             if size_bytes > limit_bytes:
                 raise LimitExceededError(f"object {digest.hex()} has {size_bytes} bytes; {limit_bytes} are allowed")
-            return file.read(size_bytes)
+            return pread_all(fd, size_bytes, 0)
+        finally:
+            os.close(fd)
 
     def read_range(self, digest: bytes, offset: int, count: int) -> bytes:
         """Up to `count` bytes of an object."""
         fd = self.open(digest)
         try:
-            return os.pread(fd, count, offset)
+            return pread_all(fd, count, offset)
         finally:
             os.close(fd)
 
@@ -231,10 +234,7 @@ def build(call: Call) -> dict[str, Any]:
     `algorithm`, `layers`, `images` (kind, format, xattrs), `write`, `facts`.  Answers with `digests`, and with
     `facts` if they are asked for.
     """
-    algorithm = Algorithm(call.args["algorithm"])
-    objects = Objects(call.fds[0], Algorithm(call.args["repository_algorithm"]))
-    source: _Source = objects if algorithm is objects.algorithm else _Rehashed(objects, algorithm)
-    trees = _Trees(merge(call, objects, source, algorithm), source.read)
+    trees, source, algorithm = _merged(call)
     wanted = [_Wanted.read(values) for values in call.args["images"]]
     outputs = iter(call.fds[len(call.fds) - len(wanted) :] if call.args["write"] else ())
     digests = [_emit(next(outputs, None), writer.write(trees.get(one), one.format), algorithm) for one in wanted]
@@ -271,13 +271,28 @@ class _Trees:
         return tree
 
 
-def dump(call: Call) -> dict[str, Any]:
-    """Write the dumpfile of one image.  fds and args as for `build` with a single image, whose file it goes to."""
+def _merged(call: Call) -> tuple[_Trees, _Source, Algorithm]:
+    """The trees that a call is about, where their objects are, and the algorithm of their digests."""
+    algorithm = Algorithm(call.args["algorithm"])
     objects = Objects(call.fds[0], Algorithm(call.args["repository_algorithm"]))
-    merged = merge(call, objects, objects, objects.algorithm)
-    tree = _Trees(merged, objects.read).get(_Wanted.read(call.args["images"][0]))
+    source: _Source = objects if algorithm is objects.algorithm else _Rehashed(objects, algorithm)
+    return _Trees(merge(call, objects, source, algorithm), source.read), source, algorithm
+
+
+def dump(call: Call) -> dict[str, Any]:
+    """Write the dumpfile of one image, of no more than `limit_bytes` if these are not null.
+
+    fds and args as for `build` with a single image, whose file it goes to.  Raises LimitExceededError.
+    """
+    trees, _, _ = _merged(call)
+    left = limit = call.args["limit_bytes"]
     with os.fdopen(os.dup(call.fds[-1]), "wb") as file:
-        file.writelines(dumpfile.serialize(tree))
+        for line in dumpfile.serialize(trees.get(_Wanted.read(call.args["images"][0]))):
+            if limit is not None:
+                left -= len(line)
+                if left < 0:
+                    raise LimitExceededError(f"the dumpfile of the image has more than {limit} bytes")
+            file.write(line)
     return {}
 
 

@@ -1,21 +1,28 @@
-"""Getting an image's layers into the repository: an unpacker and a storer, and between them the ring."""
+"""Getting an image's layers into the repository: an unpacker and a storer, and between them the ring.
+
+The layers of an artifact take the same way if they are tars, since composefs-rs stores those so.  All others go to
+the storer as they are.
+"""
 
 import asyncio
 import os
-from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from composefsd.digests import DiffId
-from composefsd.errors import JobInterruptedError
-from composefsd.oci.manifest import Layer, OciImage
-from composefsd.oci.storage import layer_stream
+from composefsd.errors import JobInterruptedError, UnsupportedError
+from composefsd.oci.manifest import Content, Layer, LayerForm, OciImage
+from composefsd.oci.storage import content_type, layer_stream
 from composefsd.oci.transport.source import Blob, Source
 from composefsd.operations.progress import Progress, Stage
 from composefsd.repository import Repository
-from composefsd.workers.pool import Event, Worker, number
+from composefsd.splitstream.format import ContentType
+from composefsd.workers.pool import Event, Worker, number, worker
 from composefsd.workers.ring import create_ring
+
+UNPACKER: Final = "composefsd.oci.unpack"
 
 _PASSED_LAYERS: Final = 90
 """How many layers can be handed to the imager as columns; more would not fit into one message."""
@@ -66,19 +73,24 @@ class Tally:
 
 @dataclass(slots=True)
 class LayerFetcher:
-    """Fetches the layers of one image, one after another; the memfds it makes live as long as `keep`."""
+    """Fetches the layers of one image, one after another; the memfds it makes live as long as `keep`.
+
+    Without an unpacker that serves all layers, each that needs one gets one of its own.  The layers of `again` are
+    read even if the repository has them: they are damaged, so no object of theirs counts as there by its name alone.
+    """
 
     repository: Repository
     source: Source
-    unpacker: Worker
+    unpacker: Worker | None
     storer: Worker
     progress: Progress
     limit_bytes: int
     keep: ExitStack
     tally: Tally
+    again: frozenset[DiffId] = frozenset()
     _passed: int = field(default=0, init=False)
 
-    async def fetch(self, image: OciImage) -> list[StoredLayer]:
+    async def fetch(self, image: Content) -> list[StoredLayer]:
         """All layers, bottom first; those that the repository has are not read again."""
         self.progress.stage(Stage.FETCH)
         known: dict[DiffId, StoredLayer] = {}
@@ -88,7 +100,7 @@ class LayerFetcher:
             if layer.diff_id in known:
                 self.tally.reused += layer.blob.size_bytes
             else:
-                known[layer.diff_id] = await self._fetch(layer)
+                known[layer.diff_id] = await self._fetch(layer, for_tree=isinstance(image, OciImage))
         self._tell(0)
         self.progress.items(done=len(image.layers), total=len(image.layers))
         found, columns = [], set[DiffId]()
@@ -98,14 +110,58 @@ class LayerFetcher:
             found.append(replace(known[layer.diff_id], columns=None) if again else known[layer.diff_id])
         return found
 
-    async def _fetch(self, layer: Layer) -> StoredLayer:
-        stream = self.repository.stream(layer_stream(layer.diff_id))
+    async def _fetch(self, layer: Layer, *, for_tree: bool) -> StoredLayer:
+        is_wanted = layer.diff_id in self.again
+        stream = None if is_wanted else self.repository.stream(layer_stream(layer.diff_id))
         if stream is not None:
+            if for_tree:
+                self._check_form(layer, stream)
             self.tally.reused += layer.blob.size_bytes
             return StoredLayer(layer.diff_id, stream)
-        stored = await self._unpack(layer, await self.source.open_blob(layer.blob))
+        blob = await self.source.open_blob(layer.blob)
+        ways = {
+            LayerForm.TAR: self._unpack,
+            LayerForm.PACKED: self._unpack_copy,
+            LayerForm.RAW: self._store,
+        }
+        stored = await ways[layer.form](layer, blob)
         self.tally.done += layer.blob.size_bytes
         return stored
+
+    def _check_form(self, layer: Layer, stream: bytes) -> None:
+        """Raises UnsupportedError if an artifact has taken the name of an image's layer: no tree is made of a blob.
+
+        The other way round does no harm: whoever wants an artifact's blob gets the same bytes from the layer.
+        """
+        if content_type(self.repository, stream) == ContentType.OCI_BLOB:
+            name = layer_stream(layer.diff_id)
+            raise UnsupportedError(
+                f"{name} is stored as a blob of an artifact, not as a layer of files; remove the artifact, collect "
+                "garbage, and try again",
+                subject=name,
+            )
+
+    async def _store(self, layer: Layer, blob: Blob) -> StoredLayer:
+        """Have the storer keep a blob as it is: nobody has to look into it."""
+        args = _blob_args(layer, blob.offset) | {"limit": self.limit_bytes} | self._repair(layer)
+        with _closing(blob.fd):
+            stored = await self.storer.call("store_blob", args, (self.repository.fd, blob.fd), self._on_bytes)
+        await self._name(layer, stored)
+        return StoredLayer(layer.diff_id, bytes.fromhex(stored["stream"]))
+
+    async def _unpack_copy(self, layer: Layer, blob: Blob) -> StoredLayer:
+        """Unpack a packed tar of an artifact, of which only the blob has a digest.
+
+        The storer cannot check what it gets against that digest.  So it checks the blob while it makes a copy, and an
+        unpacker that has seen no other blob unpacks the copy: then nothing else than this blob decides what it is.
+        """
+        args = _blob_args(layer, blob.offset) | {"limit": self.limit_bytes}
+        with ExitStack() as stack:
+            copy = self.repository.objects.temporary()
+            stack.callback(self.repository.objects.discard, copy)
+            with _closing(blob.fd):
+                await self.storer.call("copy_blob", args, (blob.fd, copy))
+            return await self._unpack(layer, Blob(os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC), 0))
 
     async def _unpack(self, layer: Layer, blob: Blob) -> StoredLayer:
         with ExitStack() as stack:
@@ -119,35 +175,62 @@ class LayerFetcher:
 
     async def _transfer(self, layer: Layer, blob: Blob, columns_fd: int, digests_fd: int) -> tuple[bytes, Columns]:
         """Unpack, store and name a layer; answers with its stream, and with what lies in the memfds."""
-        digest = layer.blob.digest
-        unpack = {
-            "compression": layer.blob.compression().value,
-            "algorithm": digest.algorithm,
-            "hex": digest.hex,
-            "size": layer.blob.size_bytes,
-            "offset": blob.offset,
-        }
-        store = {"diff_id": str(layer.diff_id), "limit": self.limit_bytes}
-        with _closing(blob.fd), _ring() as (writing, reading):
-            await self.unpacker.start("unpack", unpack, (blob.fd, *writing, columns_fd))
-            await self.storer.start("store_layer", store, (self.repository.fd, *reading, digests_fd))
-        # Our copies of the ring are closed, so that either worker notices if the other one dies.
-        unpacked, stored = await _both(self.unpacker.finish(self._on_event), self.storer.finish())
-        await self.storer.call(
-            "name_layer", {"diff_id": str(layer.diff_id), "stream": stored["stream"]}, (self.repository.fd,)
-        )
-        self.tally.objects_added += int(stored["added"])
+        unpack = _blob_args(layer, blob.offset) | {"compression": layer.blob.compression().value}
+        promised = None if layer.form is LayerForm.PACKED else str(layer.diff_id)
+        store = {"diff_id": promised, "limit": self.limit_bytes} | self._repair(layer)
+        async with self._unpacker(layer) as unpacker:
+            with _closing(blob.fd), _ring() as (writing, reading):
+                await unpacker.start("unpack", unpack, (blob.fd, *writing, columns_fd))
+                await self.storer.start("store_layer", store, (self.repository.fd, *reading, digests_fd))
+            # Our copies of the ring are closed, so that either worker notices if the other one dies.
+            unpacked, stored = await _both(unpacker.finish(self._on_event), self.storer.finish())
+        await self._name(layer, stored)
         columns = Columns(columns_fd, number(unpacked, "columns"), digests_fd, int(stored["digests"]))
         return bytes.fromhex(stored["stream"]), columns
 
+    @asynccontextmanager
+    async def _unpacker(self, layer: Layer) -> AsyncIterator[Worker]:
+        if self.unpacker is not None and layer.form is not LayerForm.PACKED:
+            yield self.unpacker
+            return
+        async with worker(UNPACKER, sandboxed=True) as unpacker:
+            yield unpacker
+
+    async def _name(self, layer: Layer, stored: dict[str, Any]) -> None:
+        """Give a layer that is complete its name."""
+        name = {"diff_id": str(layer.diff_id), "stream": stored["stream"]} | self._repair(layer)
+        await self.storer.call("name_layer", name, (self.repository.fd,))
+        self.tally.objects_added += int(stored["added"])
+
+    def _repair(self, layer: Layer) -> dict[str, Any]:
+        return {"repair": layer.diff_id in self.again}
+
+    async def fetch_again(self, layer: Layer) -> bytes:
+        """Fetch one layer of `again`; its stream."""
+        return (await self._fetch(layer, for_tree=False)).stream
+
     def _on_event(self, event: Event) -> None:
         self.progress.stage(Stage.UNPACK)
+        self._on_bytes(event)
+
+    def _on_bytes(self, event: Event) -> None:
         self._tell(number(event, "bytes"))
 
     def _tell(self, more_bytes: int) -> None:
         tally = self.tally
         done = min(tally.done + more_bytes, tally.total - tally.reused)
         self.progress.bytes(reused=tally.reused, done=done, total=tally.total)
+
+
+def _blob_args(layer: Layer, offset: int | None) -> dict[str, Any]:
+    """How a worker is told about a layer's blob."""
+    blob = layer.blob
+    return {
+        "algorithm": blob.digest.algorithm,
+        "hex": blob.digest.hex,
+        "size": blob.size_bytes,
+        "offset": offset,
+    }
 
 
 def _memfd(name: str, stack: ExitStack) -> int:

@@ -36,10 +36,14 @@ class BootResourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """An OCI image of the repository: the properties of an Image object."""
+    """An OCI image of the repository: the properties of an Image object.
+
+    artifact_type is empty for a container image; an artifact has no platform, no composefs images, and never boots.
+    """
 
     manifest_digest: OciDigest
     config_digest: OciDigest
+    artifact_type: str
     names: tuple[str, ...]
     references: tuple[str, ...]
     architecture: str
@@ -97,31 +101,54 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class CollectResult:
-    """What a collection removed, or would remove; bytes are apparent sizes."""
+    """What a collection removed, or would remove; bytes are apparent sizes.
+
+    The refs that lead nowhere count among the images and streams.  unlisted is the number of lines that its listing
+    had no room for.
+    """
 
     objects_removed: int
     bytes_freed: int
     images_pruned: int
     streams_pruned: int
+    unlisted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a check found: severity is `error` or `warning`, code a word, subject a name."""
+    """One thing that a check found: severity is `error` or `warning`, code a word, subject a name.
+
+    facts are what a program needs of it, by words such as `object` or `expected`; docs/fsck.md has them all.
+    """
 
     severity: str
     code: str
     subject: str
     message: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A finding that a repair has dealt with, and how."""
+
+    code: str
+    subject: str
+    how: str
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The findings of a check, cut to the number asked for, and how many there were."""
+    """The findings of a check, cut to the number asked for, how many there were, and how many of them are errors.
+
+    Of a repair the findings are those that are left, each with the fact `unrepaired`, which says why.
+    """
 
     findings: tuple[Finding, ...]
     findings_total: int
     objects_checked: int = 0
+    repaired: tuple[Repaired, ...] = ()
+    errors_total: int = 0
 
 
 class PayloadType(StrEnum):

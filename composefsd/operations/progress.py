@@ -18,6 +18,7 @@ class Stage(StrEnum):
     MARK = "mark"
     SWEEP = "sweep"
     VERIFY = "verify"
+    ENABLE = "enable"
 
 
 class Progress(Protocol):

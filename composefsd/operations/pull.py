@@ -1,30 +1,30 @@
-"""Pull: from a reference to a named OCI image with its composefs images."""
+"""Pull: from a reference to a named OCI image with its composefs images, or to a named artifact."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from typing import Final
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
 
+from composefsd.oci.manifest import Artifact, OciImage
 from composefsd.oci.reference import Platform
 from composefsd.oci.resolve import find_image
 from composefsd.oci.store import check_tag
 from composefsd.oci.transport import open_source
+from composefsd.oci.transport.source import Source
 from composefsd.operations.build import ImageOrder
 from composefsd.operations.facts import add_reference
-from composefsd.operations.generate import STORER, ImageMaker, imaging_worker
+from composefsd.operations.generate import STORER, ImageMaker, Made, commit, imaging_worker
 from composefsd.operations.host import Host
 from composefsd.operations.images import check_name
-from composefsd.operations.layers import LayerFetcher, Tally
+from composefsd.operations.layers import UNPACKER, LayerFetcher, Tally
 from composefsd.operations.model import PullRequest, PullResult
 from composefsd.operations.progress import Progress, Stage
 from composefsd.repository import Repository
 from composefsd.tree.normative import XattrMode
 from composefsd.workers.pool import Worker, worker
 
-UNPACKER: Final = "composefsd.oci.unpack"
-
 
 async def pull(host: Host, request: PullRequest, progress: Progress) -> PullResult:
-    """Pull an image and make its composefs images.
+    """Pull an image and make its composefs images, or pull an artifact, which has none.
 
     A layer gets its name as soon as it is complete, so that an attempt after a failure does not read it again; the
     image gets its names at the end.  Raises the errors of the source, of its formats and of the repository.
@@ -38,28 +38,52 @@ async def pull(host: Host, request: PullRequest, progress: Progress) -> PullResu
         repository = await stack.enter_async_context(host.writing())
         source = await stack.enter_async_context(open_source(request.reference))
         platform = request.platform or Platform.host()
-        image = await find_image(source, request.reference.tag, platform, request.require_digest)
-        check_tag(repository, name, image.manifest.digest, replace=request.replace)
-        unpacker, storer, imager = await stack.enter_async_context(_crew(repository))
-        tally = Tally(image.manifest.size_bytes)
-        keep = stack.enter_context(ExitStack())
-        fetcher = LayerFetcher(repository, source, unpacker, storer, progress, host.room_bytes(), keep, tally)
-        layers = await fetcher.fetch(image)
-        maker = ImageMaker(host, repository, storer, imager, progress)
-        made = await maker.make(image, layers, orders, tag=name, replace=request.replace)
-        add_reference(host.settings.state, image.manifest.digest, str(request.reference))
+        content = await find_image(source, request.reference.tag, platform, request.require_digest)
+        check_tag(repository, name, content.manifest.digest, replace=request.replace)
+        storer = await stack.enter_async_context(worker(STORER, sandboxed=False))
+        tally = Tally(content.manifest.size_bytes)
+        taker = _Taker(host, repository, source, storer, progress, tally, name, request.replace)
+        made = await (taker.artifact(content) if isinstance(content, Artifact) else taker.image(content, orders))
+        add_reference(host.settings.state, content.manifest.digest, str(request.reference))
     return PullResult(
-        image.manifest.digest, image.config.digest, name, made.images,
+        content.manifest.digest, content.config.digest, name, made.images,
         bytes_fetched=tally.done, bytes_reused=tally.reused, objects_added=tally.objects_added + made.objects_added,
     )  # fmt: skip
 
 
-@asynccontextmanager
-async def _crew(repository: Repository) -> AsyncIterator[tuple[Worker, Worker, Worker]]:
-    """An unpacker, a storer and an imager for one pull."""
-    async with (
-        worker(UNPACKER, sandboxed=True) as unpacker,
-        worker(STORER, sandboxed=False) as storer,
-        imaging_worker(repository) as imager,
-    ):
-        yield unpacker, storer, imager
+@dataclass(frozen=True, slots=True)
+class _Taker:
+    """Takes in what a pull has found, under a name."""
+
+    host: Host
+    repository: Repository
+    source: Source
+    storer: Worker
+    progress: Progress
+    tally: Tally
+    name: str
+    replace: bool
+
+    async def image(self, image: OciImage, orders: Sequence[ImageOrder]) -> Made:
+        """One crew for all its layers and images."""
+        async with worker(UNPACKER, sandboxed=True) as unpacker, imaging_worker(self.repository) as imager:
+            with ExitStack() as keep:
+                layers = await self._fetcher(unpacker, keep).fetch(image)
+                maker = ImageMaker(self.host, self.repository, self.storer, imager, self.progress)
+                return await maker.make(image, layers, orders, tag=self.name, replace=self.replace)
+
+    async def artifact(self, artifact: Artifact) -> Made:
+        """The layers, and then the names: there is nothing to be made of it."""
+        with ExitStack() as keep:
+            layers = await self._fetcher(None, keep).fetch(artifact)
+        self.progress.stage(Stage.COMMIT)
+        self.progress.point_of_no_return()
+        async with self.host.naming:
+            added = await commit(self.storer, self.repository, artifact, layers, tag=self.name, replace=self.replace)
+        return Made((), added)
+
+    def _fetcher(self, unpacker: Worker | None, keep: ExitStack) -> LayerFetcher:
+        room_bytes = self.host.room_bytes()
+        return LayerFetcher(
+            self.repository, self.source, unpacker, self.storer, self.progress, room_bytes, keep, self.tally
+        )
