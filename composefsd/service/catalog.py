@@ -1,7 +1,7 @@
 """The images and deployments that the bus shows.
 
 Reading them takes a moment and a lock, so they are remembered, read anew after every job that changes them, and when
-somebody asks and the memory is old: other tools write to the same repository.
+somebody asks and the memory is old, or names have come or gone meanwhile: other tools write to the same repository.
 """
 
 import asyncio
@@ -34,6 +34,9 @@ _PATIENCE_SECONDS: Final = 3.0
 """How long a caller waits for what is read anew before it gets what is remembered: a collection may hold the lock."""
 
 _PREFIX_DIGITS: Final = 12
+
+_NAMES: Final = ("images", "streams", "streams/refs/oci")
+"""The directories of a repository in which the names of images come and go."""
 
 
 F = TypeVar("F")
@@ -73,6 +76,7 @@ class Catalog:
         self._tree = tree
         self._lock = asyncio.Lock()
         self._fresh_until = float("-inf")
+        self._seen: tuple[int, ...] = ()
         self._reading: asyncio.Task[None] | None = None
         self._images: dict[OciDigest, View[ImageFacts]] = {}
         self._deployments: dict[str, View[DeploymentFacts]] = {}
@@ -96,7 +100,7 @@ class Catalog:
     async def refresh(self) -> None:
         """Read everything anew, and announce what has changed.  What cannot be read stays as it was."""
         async with self._lock:
-            started_at = time.monotonic()
+            started_at, self._seen = time.monotonic(), _glance(self._host)
             try:
                 images = await list_images(self._host)
                 deployments = await list_deployments(self._host)
@@ -113,11 +117,16 @@ class Catalog:
 
     async def update(self) -> None:
         """Read everything anew if that was not done just now, but do not wait long for it."""
-        if time.monotonic() < self._fresh_until:
-            return
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self.refresh())
-        await asyncio.wait({self._reading}, timeout=_PATIENCE_SECONDS)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for _ in range(2):  # what is being read already may miss what has changed since
+            if self._is_fresh():
+                return
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self.refresh())
+            await asyncio.wait({self._reading}, timeout=max(0, deadline - time.monotonic()))
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() < self._fresh_until and self._seen == _glance(self._host)
 
     async def find_image(self, text: str) -> ImageInfo:
         """The image that a name, digest or prefix stands for.  Raises NoSuchImageError or AmbiguousImageError."""
@@ -172,6 +181,17 @@ class Catalog:
             else:
                 self._tree.export(view)
         return views, added, removed
+
+
+def _glance(host: Host) -> tuple[int, ...]:
+    """When names of images last came or went, for each directory of them in nanoseconds; 0 if it is not there."""
+    times = []
+    for name in _NAMES:
+        try:
+            times.append((host.settings.repository / name).stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
 
 
 def _find_partitions(host: Host) -> BootPartitions | None:

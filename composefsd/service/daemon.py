@@ -8,7 +8,6 @@ way answered, the connection closed.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,27 +15,27 @@ from pathlib import Path
 from typing import Final
 
 from composefsd.errors import ComposefsdError, JobInterruptedError, ReadOnlyError
-from composefsd.oci.reference import Transport
-from composefsd.operations.deploy import recover
 from composefsd.operations.host import Host, Settings
 from composefsd.service import names, notify
 from composefsd.service.boot import Boot
 from composefsd.service.caller import Callers
 from composefsd.service.catalog import Catalog, Makers
 from composefsd.service.clients import Clients
+from composefsd.service.condition import Condition
 from composefsd.service.connection import Connection
 from composefsd.service.deployment import DeploymentObject
 from composefsd.service.dispatch import Dispatcher
-from composefsd.service.errors import describe, name_of_class
+from composefsd.service.dumps import Dumps
+from composefsd.service.errors import describe
 from composefsd.service.export import ObjectTree
-from composefsd.service.history import History, Record
+from composefsd.service.history import History
 from composefsd.service.image import ImageObject
 from composefsd.service.job import JobDesk, JobExporter
 from composefsd.service.job_table import JobTable
 from composefsd.service.jobs import Job, now_usec
 from composefsd.service.manager import Manager
 from composefsd.service.polkit import Polkit
-from composefsd.service.repository import RepositoryInterface, RepositoryState
+from composefsd.service.repository import RepositoryInterface
 from composefsd.service.services import Services, Tally
 
 log = logging.getLogger(__name__)
@@ -112,15 +111,14 @@ class Daemon:
         notify.starting()
         services, host = self._services, self._services.host
         await self._clients.watch_bus()
-        unsettled = () if host.problems else await recover(host)  # nothing can be written otherwise
-        state = await RepositoryState.of(host)
-        problems = _problems(host, unsettled, self._history.interrupted)
-        for name, text in problems:
+        condition = Condition(host, self._history.interrupted)
+        await condition.examine()
+        for name, text in condition.problems:
             log.warning("%s: %s", name, text)
-        self._manager = Manager(services, _features(state), problems)
-        services.tree.export(self._manager, RepositoryInterface(services, state), Boot(services))
+        self._manager = Manager(services, condition)
+        services.tree.export(self._manager, RepositoryInterface(services, condition), Boot(services))
         services.catalog.show_with(
-            Makers(partial(ImageObject, services.tree, host), partial(DeploymentObject, services))
+            Makers(partial(ImageObject, services.tree, host, Dumps(services)), partial(DeploymentObject, services))
         )
         for watcher in (
             JobExporter(services.tree, services.desk),
@@ -182,19 +180,6 @@ class Daemon:
                 log.info("nothing to do for %d seconds", IDLE_SECONDS)
                 return
             await self._connection.own_name(names.BUS_NAME)  # a call came in between
-
-
-def _features(state: RepositoryState) -> Sequence[str]:
-    """What this build and this host can do."""
-    host = ("verity",) if state.verity else ()
-    return (*(transport.value for transport in Transport), "uki", "type1", "selinux", *host)
-
-
-def _problems(host: Host, unsettled: Sequence[str], interrupted: Sequence[Record]) -> list[tuple[str, str]]:
-    found = [(name_of_class(name), text) for name, text in host.problems]
-    found += [(name_of_class("Composefsd"), text) for text in unsettled]
-    found += [(record.error, f"job {record.id} ({record.description}): {record.message}") for record in interrupted]
-    return found
 
 
 def _make_state_directory(path: Path) -> None:

@@ -1,20 +1,20 @@
 """Image objects: what an OCI image of the repository says of itself."""
 
-import fcntl
-import os
 from typing import Annotated, Any, Final
 
 from dbus_next import Variant
 
 from composefsd.digests import BLOCK_BITS
-from composefsd.errors import FormatError
+from composefsd.errors import FormatError, UnsupportedError
 from composefsd.operations.host import Host
 from composefsd.operations.images import document
 from composefsd.operations.model import ImageInfo
 from composefsd.service import names
 from composefsd.service.catalog import ImageFacts
+from composefsd.service.dumps import DUMPFILE, Dumps
 from composefsd.service.export import View
 from composefsd.service.interface import AO, AS, ASV, Channel, H, S, T, U, dbus_method, dbus_property
+from composefsd.service.memfd import sealed
 from composefsd.service.options import Options
 from composefsd.service.wire import variant
 
@@ -32,9 +32,10 @@ _DETAIL_TYPES: Final = {bool: "b", int: "t", str: "s"}
 class ImageObject(View[ImageFacts], interface=names.IMAGE):
     """An image on the bus."""
 
-    def __init__(self, channel: Channel, host: Host, facts: ImageFacts) -> None:
+    def __init__(self, channel: Channel, host: Host, dumps: Dumps, facts: ImageFacts) -> None:
         super().__init__(channel, names.image_path(facts.info.manifest_digest), facts)
         self._host = host
+        self._dumps = dumps
 
     @property
     def _info(self) -> ImageInfo:
@@ -42,12 +43,16 @@ class ImageObject(View[ImageFacts], interface=names.IMAGE):
 
     @dbus_method("OpenDocument", reads=True)
     async def open_document(self, which: S, options: ASV) -> H:
-        """The manifest or the config in a sealed memfd, which the caller gets."""
-        return _sealed(which, await self._document(which, options))
+        """The manifest, the config or the dumpfile in a sealed memfd, which the caller gets."""
+        if which == DUMPFILE:
+            return await self._dumps.open(self._info.manifest_digest, options)
+        return sealed(which, await self._document(which, options))
 
     @dbus_method("ReadDocument", reads=True, reply_bytes=_REPLY_BYTES)
     async def read_document(self, which: S, options: ASV) -> S:
-        """The same as text."""
+        """The same as text, but for the dumpfile, which can be larger than any reply."""
+        if which == DUMPFILE:
+            raise UnsupportedError("a dumpfile is read with OpenDocument", subject=which)
         try:
             return (await self._document(which, options)).decode()
         except UnicodeDecodeError as error:
@@ -64,6 +69,10 @@ class ImageObject(View[ImageFacts], interface=names.IMAGE):
     @dbus_property("ConfigDigest")
     def config_digest(self) -> S:
         return str(self._info.config_digest)
+
+    @dbus_property("ArtifactType")
+    def artifact_type(self) -> S:
+        return self._info.artifact_type
 
     @dbus_property("References")
     def references(self) -> AS:
@@ -131,19 +140,3 @@ class ImageObject(View[ImageFacts], interface=names.IMAGE):
 
 def _details(values: dict[str, Any]) -> dict[str, Variant]:
     return {key: variant(_DETAIL_TYPES[type(value)], value) for key, value in values.items()}
-
-
-def _sealed(name: str, data: bytes) -> int:
-    """A memfd with this content, at its start, that nobody can change."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

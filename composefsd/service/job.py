@@ -8,15 +8,17 @@ from dbus_next import DBusError, Variant
 
 from composefsd.service import names
 from composefsd.service.caller import Callers, current_call
+from composefsd.service.documents import TEXT_BYTES, Document
 from composefsd.service.export import ObjectTree
 from composefsd.service.history import Record
-from composefsd.service.interface import ASV, B, D, S, Served, T, U, dbus_method, dbus_property
+from composefsd.service.interface import ASV, B, D, H, S, Served, T, U, dbus_method, dbus_property
 from composefsd.service.job_table import JobTable
 from composefsd.service.jobs import ENDED, Job
 from composefsd.service.options import Options
 from composefsd.service.polkit import Action, Polkit
 from composefsd.service.wire import variant
 
+_DOCUMENT_BYTES: Final = TEXT_BYTES + 4096
 _PROGRESS_SECONDS: Final = 0.2
 _PROGRESS: Final = ("Stage", "Progress", "Bytes", "Items", "Rate")
 
@@ -80,6 +82,20 @@ class JobObject(Served, interface=names.JOB):
     async def wait(self, timeout_usec: T) -> Waited:
         """Answer once the job has ended."""
         return await self._desk.wait(self._job.id, timeout_usec)
+
+    @dbus_method("OpenDocument", reads=True)
+    async def open_document(self, which: S, options: ASV) -> H:
+        """A document that the job has left, in a sealed memfd, which the caller gets."""
+        return self._document(which, options).open()
+
+    @dbus_method("ReadDocument", reads=True, reply_bytes=_DOCUMENT_BYTES)
+    async def read_document(self, which: S, options: ASV) -> S:
+        """The same as text."""
+        return self._document(which, options).text()
+
+    def _document(self, which: str, options: ASV) -> Document:
+        Options(options)
+        return self._job.documents.find(which)
 
     def progressed(self) -> None:
         """Announce the progress, soon: what comes until then goes along."""

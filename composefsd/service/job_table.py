@@ -22,6 +22,7 @@ from composefsd.errors import (
     NotCancellableError,
     TimedOutError,
 )
+from composefsd.service.documents import Documents, make_room
 from composefsd.service.errors import describe
 from composefsd.service.history import History, Record
 from composefsd.service.jobs import ENDED, Job, JobState, Order, Result, Watcher, Work, now_usec
@@ -66,6 +67,7 @@ _LANES: Final = {
     JobKind.COMPUTE: _BUILDS,
     JobKind.COLLECT: _COLLECTS,
     JobKind.CHECK: _CHECKS,
+    JobKind.ENABLE_VERITY: _COLLECTS,
     JobKind.PLAN: _PLANS,
     JobKind.DEPLOY: _BOOT,
     JobKind.REMOVE: _BOOT,
@@ -226,6 +228,7 @@ class JobTable:
     async def _end(self, job: Job, state: JobState, error: tuple[str, str], result: Result) -> None:
         self._unlimit(job)
         job.state, job.error, job.result, job.finished_usec = state, error, result, now_usec()
+        job.documents.seal()
         await self._history.append(job.record())
         name, message = error
         log.info(
@@ -245,9 +248,14 @@ class JobTable:
         while len(ended) > ENDED_JOBS or (sum(sizes) > _ENDED_RESULT_CHARACTERS and len(ended) > 1):
             self._remove(ended.pop(0))
             sizes.pop(0)
+        documents: dict[int, list[Documents]] = {}
+        for other in ended:
+            documents.setdefault(other.order.uid, []).append(other.documents)
+        make_room(documents)
 
     def _remove(self, job: Job) -> None:
         if self._jobs.pop(job.id, None) is not None:
+            job.documents.close()
             for watcher in self._watchers:
                 watcher.job_removed(job)
 

@@ -19,6 +19,7 @@ from dbus_next import Variant
 
 from composefsd.service import names
 from composefsd.service.clients import Client
+from composefsd.service.documents import Documents
 from composefsd.service.history import Record
 from composefsd.service.meter import JobKind, Meter
 from composefsd.service.options import JobKeys
@@ -67,7 +68,8 @@ class Job:
         self.state = JobState.QUEUED
         self.error = ("", "")
         self.result: Result = {}
-        self.meter = Meter(job_id, order.kind, lambda: on_progress(self))
+        self.documents = Documents()
+        self.meter = Meter(job_id, order.kind, lambda: on_progress(self), self.documents)
         self.ended = asyncio.Event()
         self.ending: Exception | None = None  # why it was asked to stop
         self.task: asyncio.Task[None] | None = None

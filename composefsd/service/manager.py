@@ -23,6 +23,7 @@ from composefsd.operations.model import (
 )
 from composefsd.operations.pull import pull
 from composefsd.service import names
+from composefsd.service.condition import Condition
 from composefsd.service.export import property_values
 from composefsd.service.interface import (
     AS,
@@ -132,14 +133,13 @@ def _generate_request(kind: str, options: Mapping[str, Variant]) -> tuple[Genera
 
 
 class Manager(Served, interface=names.MANAGER):
-    """Images and jobs on the bus; `problems` are those found while the daemon started."""
+    """Images and jobs on the bus."""
 
-    def __init__(self, services: Services, features: Sequence[str], problems: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, services: Services, condition: Condition) -> None:
         super().__init__(services.tree, names.ROOT_PATH)
         self._services = services
         self._host = services.host
-        self._features = tuple(features)
-        self._problems = tuple(problems)
+        self._condition = condition
         self._is_stopping = False
 
     def stopping(self) -> None:
@@ -325,7 +325,7 @@ class Manager(Served, interface=names.MANAGER):
 
     @dbus_property("Features")
     def features(self) -> AS:
-        return self._features
+        return self._condition.features
 
     @dbus_property("State")
     def state(self) -> S:
@@ -343,7 +343,7 @@ class Manager(Served, interface=names.MANAGER):
 
     @dbus_property("Problems")
     def problems(self) -> Problems:
-        return self._problems
+        return self._condition.problems
 
     @dbus_property("Counters")
     def counters(self) -> Counters:

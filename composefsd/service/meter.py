@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from composefsd.operations.progress import Stage
+from composefsd.service.documents import Documents
 
 UNKNOWN: Final = -1.0
 
@@ -20,6 +21,7 @@ class JobKind(StrEnum):
     COMPUTE = "compute"
     COLLECT = "collect"
     CHECK = "check"
+    ENABLE_VERITY = "enable-verity"
     PLAN = "plan"
     DEPLOY = "deploy"
     REMOVE = "remove"
@@ -38,6 +40,7 @@ _SPANS: Final[Mapping[JobKind, Mapping[Stage, _Span]]] = {
     },
     JobKind.GENERATE: {Stage.GENERATE: (0.0, 0.9), Stage.COMMIT: (0.9, 1.0)},
     JobKind.COLLECT: {Stage.MARK: (0.0, 0.5), Stage.SWEEP: (0.5, 1.0)},
+    JobKind.ENABLE_VERITY: {Stage.VERIFY: (0.0, 0.7), Stage.ENABLE: (0.7, 0.99), Stage.COMMIT: (0.99, 1.0)},
     JobKind.DEPLOY: {Stage.PLAN: (0.0, 0.1), Stage.WRITE: (0.1, 0.95), Stage.ACTIVATE: (0.95, 1.0)},
 }
 
@@ -45,10 +48,16 @@ FindingListener = Callable[[str, str, str, str], None]
 
 
 class Meter:
-    """The Progress of one job.  `on_change` is told of every report, `on_finding` of every finding of a check."""
+    """The Progress of one job.  `on_change` is told of every report, `on_finding` of every finding of a check.
 
-    def __init__(self, job_id: int, kind: JobKind, on_change: Callable[[], None]) -> None:
+    documents is where the job's work puts what it brings in bulk.
+    """
+
+    def __init__(
+        self, job_id: int, kind: JobKind, on_change: Callable[[], None], documents: Documents | None = None
+    ) -> None:
         self.job_id = job_id
+        self.documents = documents or Documents()
         self._spans = _SPANS.get(kind, {})
         self._on_change = on_change
         self.on_finding: FindingListener | None = None
@@ -77,7 +86,7 @@ class Meter:
     def items(self, *, done: int, total: int) -> None:
         """Items have been dealt with; they tell the fraction only where no bytes are counted."""
         self.done_items, self.total_items = done, total
-        is_by_bytes = self.total_bytes and self.current in (None, Stage.FETCH, Stage.UNPACK)
+        is_by_bytes = self.total_bytes and self.current in (None, Stage.FETCH, Stage.UNPACK, Stage.VERIFY)
         self._update(min(1.0, done / total) if total and not is_by_bytes else None)
 
     def point_of_no_return(self) -> None:

@@ -46,6 +46,8 @@ class Action(StrEnum):
     CANCEL = "cancel"
     COLLECT = "gc"
     CHECK = "fsck"
+    REPAIR = "repair"
+    ENABLE_VERITY = "enable-verity"
     DEPLOY = "deploy"
 
     @property

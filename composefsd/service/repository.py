@@ -3,17 +3,25 @@
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Annotated, Final, Self
+from typing import Annotated, Final
+
+from dbus_next import Variant
 
 from composefsd.digests import OciDigest
-from composefsd.errors import ComposefsdError
+from composefsd.errors import InvalidArgumentsError
 from composefsd.operations.check import DEPTHS, check
-from composefsd.operations.collect import collect_garbage
-from composefsd.operations.host import Host
+from composefsd.operations.collect import collect_garbage, explain
+from composefsd.operations.model import CheckResult
+from composefsd.operations.repair import repair
+from composefsd.operations.verity import enable_verity
 from composefsd.service import names
+from composefsd.service.caller import current_call
+from composefsd.service.condition import Condition
 from composefsd.service.interface import ASV, TO, B, S, Served, T, U, dbus_method, dbus_property
 from composefsd.service.jobs import Result, now_usec
 from composefsd.service.meter import JobKind, Meter
@@ -21,35 +29,27 @@ from composefsd.service.milestones import Milestones
 from composefsd.service.options import JOB_OPTIONS, Options, choice, flag, job_keys, number, text
 from composefsd.service.polkit import Action
 from composefsd.service.services import Services
+from composefsd.service.turns import Turns
 from composefsd.service.wire import variant
 
 log = logging.getLogger(__name__)
 
 MAX_FINDINGS: Final = 1000
 
+GARBAGE: Final = "garbage"
+"""The document of a collection, whose form `operations.listing` tells."""
+
+EXPLAIN_SECONDS: Final = 60.0
+_WHAT_CHARACTERS: Final = 4096
+
 CheckedAt = Annotated[tuple[int, bool], "(tb)"]
+Reasons = Annotated[Sequence[tuple[str, str]], "a(ss)"]
 
 _DRY_RUN = flag("dry-run")
 _DEPTH = choice("depth", DEPTHS)
 _IMAGE = text("image")
+_REPAIR = flag("repair")
 _MAX_FINDINGS = number("max-findings")
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryState:
-    """What holds for a repository as long as the daemon runs."""
-
-    verity: bool = False
-    writable: bool = False
-
-    @classmethod
-    async def of(cls, host: Host) -> Self:
-        """Of the host's repository; of one that cannot be opened, which is a problem of the host, nothing holds."""
-        try:
-            async with host.reading() as repository:
-                return cls(repository.verity, repository.writable)
-        except ComposefsdError:
-            return cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +57,52 @@ class _Check:
     depth: str
     image: OciDigest | None
     max_findings: int
+    repairs: bool
+
+
+def _result(result: CheckResult) -> dict[str, Variant]:
+    rows = [(found.severity, found.code, found.subject, found.message) for found in result.findings]
+    return {
+        "findings": variant("a(ssss)", rows),
+        "finding-facts": variant("aa{ss}", [dict(found.facts) for found in result.findings]),
+        "findings-total": variant("t", result.findings_total),
+        "objects-checked": variant("t", result.objects_checked),
+    }
+
+
+def _repaired(result: CheckResult) -> dict[str, Variant]:
+    return {"repaired": variant("a(sss)", [(one.code, one.subject, one.how) for one in result.repaired])}
 
 
 class RepositoryInterface(Served, interface=names.REPOSITORY):
     """The repository on the bus."""
 
-    def __init__(self, services: Services, state: RepositoryState) -> None:
+    def __init__(self, services: Services, condition: Condition) -> None:
         super().__init__(services.tree, names.ROOT_PATH)
         self._services = services
         self._host = services.host
-        self._state = state
+        self._condition = condition
         self._milestones = Milestones.load(self._host.settings.state)
+        self._explaining = Turns("explaining", waiting=8, seconds=EXPLAIN_SECONDS)
 
     @dbus_method("CollectGarbage")
     async def collect_garbage(self, options: ASV) -> TO:
-        """Start removing, or counting, what no name reaches."""
+        """Start removing, or listing, what no name reaches."""
         given = Options(options, _DRY_RUN, *JOB_OPTIONS)
         keys, dry_run = job_keys(given), given.get(_DRY_RUN, default=False)
         caller = await self._services.callers.identify()
         if not dry_run:
             await self._services.polkit.require(Action.COLLECT, caller, {})
         return await self._services.start(
-            JobKind.COLLECT, caller, keys, "Count garbage" if dry_run else "Collect garbage",
+            JobKind.COLLECT, caller, keys, "List garbage" if dry_run else "Collect garbage",
             {"dry-run": variant("b", dry_run)}, partial(self._collect, dry_run=dry_run), is_exclusive=not dry_run,
         )  # fmt: skip
 
     async def _collect(self, meter: Meter, *, dry_run: bool) -> Result:
-        found = await collect_garbage(self._host, dry_run=dry_run, progress=meter)
+        listing = meter.documents.begin(GARBAGE)
+        # Explaining holds the shared lock, so asking again and again could keep a collection off.
+        async with nullcontext() if dry_run else self._explaining.pause():
+            found = await collect_garbage(self._host, dry_run=dry_run, progress=meter, listing=listing.fd)
         if not dry_run:
             self._services.tally.add("bytes-freed", found.bytes_freed)
             await self._remember(replace(self._milestones, collected_usec=now_usec()))
@@ -94,51 +113,90 @@ class RepositoryInterface(Served, interface=names.REPOSITORY):
             "objects-removed": variant("t", found.objects_removed),
             "images-pruned": variant("t", found.images_pruned),
             "streams-pruned": variant("t", found.streams_pruned),
+            "unlisted": variant("t", found.unlisted),
         }
+
+    @dbus_method("Explain", reads=True)
+    async def explain(self, what: S) -> Reasons:
+        """Tell what keeps an object, stream or image."""
+        if len(what) > _WHAT_CHARACTERS:
+            raise InvalidArgumentsError(f"a name of {len(what)} characters is too long")
+        async with self._explaining.take(current_call().client):
+            return await explain(self._host, what)
 
     @dbus_method("Check")
     async def check(self, options: ASV) -> TO:
         """Start checking."""
-        given = Options(options, _DEPTH, _IMAGE, _MAX_FINDINGS, *JOB_OPTIONS)
+        given = Options(options, _DEPTH, _REPAIR, _IMAGE, _MAX_FINDINGS, *JOB_OPTIONS)
         keys, depth = job_keys(given), given.get(_DEPTH, "quick")
         most = min(given.get(_MAX_FINDINGS, MAX_FINDINGS), MAX_FINDINGS)
         name = given.get(_IMAGE, "")
         image = (await self._services.catalog.find_image(name)).manifest_digest if name else None
         caller = await self._services.callers.identify()
-        await self._services.polkit.require(Action.CHECK, caller, {"depth": depth, "image": str(image or "")})
+        repairs = given.get(_REPAIR, default=False)
+        details = {"depth": depth, "image": str(image or "")}
+        for action in (Action.CHECK, *([Action.REPAIR] if repairs else [])):
+            await self._services.polkit.require(action, caller, details)
+        arguments = {name: variant("s", detail) for name, detail in details.items()}
         return await self._services.start(
-            JobKind.CHECK, caller, keys, f"Check {image or 'the repository'} ({depth})",
-            {"depth": variant("s", depth), "image": variant("s", str(image or ""))},
-            partial(self._check, _Check(depth, image, most)),
+            JobKind.CHECK, caller, keys, f"{'Repair' if repairs else 'Check'} {image or 'the repository'} ({depth})",
+            arguments | {"repair": variant("b", repairs)}, partial(self._check, _Check(depth, image, most, repairs)),
+            is_exclusive=repairs,
         )  # fmt: skip
 
     async def _check(self, order: _Check, meter: Meter) -> Result:
-        errors = self._announce_findings(meter, order.max_findings)
-        result = await check(
-            self._host, depth=order.depth, image=order.image, max_findings=order.max_findings, progress=meter
-        )
+        self._announce_findings(meter, order.max_findings)
+        work = repair if order.repairs else check
+        try:
+            result = await work(
+                self._host, depth=order.depth, image=order.image, max_findings=order.max_findings, progress=meter
+            )
+        finally:
+            if order.repairs:
+                await self._services.catalog.refresh()
         if order.image is None:
-            await self._remember(replace(self._milestones, checked_usec=now_usec(), was_clean=not errors))
+            was_clean = not result.errors_total
+            await self._remember(replace(self._milestones, checked_usec=now_usec(), was_clean=was_clean))
             self.changed("LastCheck")
-        rows = [(found.severity, found.code, found.subject, found.message) for found in result.findings]
-        return {
-            "findings": variant("a(ssss)", rows),
-            "findings-total": variant("t", result.findings_total),
-            "objects-checked": variant("t", result.objects_checked),
-        }
+        return _result(result) | (_repaired(result) if order.repairs else {})
 
-    def _announce_findings(self, meter: Meter, most: int) -> list[str]:
-        """Have the first findings announced as they are made; answers with a list that gets an error, if one is."""
-        told, errors = count(), list[str]()
+    def _announce_findings(self, meter: Meter, most: int) -> None:
+        """Have the first findings announced as they are made."""
+        told = count()
 
         def on_finding(severity: str, code: str, subject: str, message: str) -> None:
-            if severity == "error" and not errors:
-                errors.append(subject)
             if next(told) < most:
                 self.emit("Finding", meter.job_id, severity, code, subject, message)
 
         meter.on_finding = on_finding
-        return errors
+
+    @dbus_method("EnableVerity")
+    async def enable_verity(self, options: ASV) -> TO:
+        """Start making the repository secure."""
+        keys = job_keys(Options(options, *JOB_OPTIONS))
+        caller = await self._services.callers.identify()
+        await self._services.polkit.require(Action.ENABLE_VERITY, caller, {})
+        return await self._services.start(
+            JobKind.ENABLE_VERITY, caller, keys, "Enable fs-verity on the repository",
+            {}, self._enable_verity, is_exclusive=True,
+        )  # fmt: skip
+
+    async def _enable_verity(self, meter: Meter) -> Result:
+        self._announce_findings(meter, MAX_FINDINGS)
+        try:
+            done = await enable_verity(self._host, meter)
+        finally:
+            # however it ended: a worker may have died right after the step that counts
+            self._host.look_again()
+            await self._condition.examine()
+            self.changed("Verity", "Writable")
+            self._services.tree.changed(names.ROOT_PATH, names.MANAGER, "Problems", "Features")
+        return {
+            "already-secure": variant("b", done.already_secure),
+            "objects-checked": variant("t", done.objects_checked),
+            "objects-enabled": variant("t", done.objects_enabled),
+            "bytes-checked": variant("t", done.bytes_checked),
+        }
 
     async def _remember(self, milestones: Milestones) -> None:
         self._milestones = milestones
@@ -157,11 +215,11 @@ class RepositoryInterface(Served, interface=names.REPOSITORY):
 
     @dbus_property("Verity")
     def verity(self) -> B:
-        return self._state.verity
+        return self._condition.repository.verity
 
     @dbus_property("Writable")
     def writable(self) -> B:
-        return self._state.writable
+        return self._condition.repository.writable
 
     @dbus_property("FormatVersion")
     def format_version(self) -> S:

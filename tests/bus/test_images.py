@@ -4,12 +4,16 @@ import asyncio
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from dbus_next import Variant
 from helpers.bus import Stage
 from helpers.client import Call, Client, connect
+from real.oci_layout import Layout
 
 from composefsd.service import names
 
@@ -63,6 +67,7 @@ def test_an_image_tells_what_it_is(stage: Stage, layout: str) -> None:
         shown = await client.get_all(result["image"], names.IMAGE)
         assert (shown["ManifestDigest"], shown["Names"]) == (result["manifest-digest"], ["small"])
         assert (shown["Os"], shown["Architecture"], shown["LayerCount"]) == ("linux", "amd64", 3)
+        assert shown["ArtifactType"] == ""
         digests = {kind: digest for kind, _, _, _, digest in shown["Digests"]}
         assert digests == {"normative": result["normative-digest"], "boot": result["boot-digest"]}
         assert {tuple(row[1:4]) for row in shown["Digests"]} == {("v1", "sha512", 4096)}
@@ -74,6 +79,51 @@ def test_an_image_tells_what_it_is(stage: Stage, layout: str) -> None:
         assert await client.get(names.ROOT_PATH, names.REPOSITORY, "ImageCount") == 1
 
     run(stage, test)
+
+
+def test_an_artifact_is_shown_as_what_it_is_and_only_that(stage: Stage, tmp_path: Path) -> None:
+    kind = "application/vnd.example.thing"
+    made = Layout(tmp_path / "oci")
+    made.add_artifact("thing", [made.add_blob(b"one", kind), made.add_blob(b"second", kind)])
+
+    async def test(client: Client) -> None:
+        result = await pull(client, str(made.path), "thing")
+        assert set(result) == {"manifest-digest", "image", "bytes-fetched", "bytes-reused", "objects-added"}
+        shown = await client.get_all(result["image"], names.IMAGE)
+        assert (shown["ArtifactType"], shown["Names"], shown["Size"]) == (kind, ["thing"], 9)
+        assert (shown["LayerCount"], shown["Os"], shown["Architecture"]) == (2, "", "")
+        assert (shown["Digests"], shown["BootResources"]) == ([], [])
+        assert shown["Bootable"] == [False, [f"an artifact of type {kind} has nothing to boot"]]
+        refused = f"{result['manifest-digest']} is an artifact of type {kind}, not a container image"
+        for interface, member, *arguments in (
+            (names.MANAGER, "Generate", "thing", "all"),
+            (names.MANAGER, "ComputeDigest", "thing", "boot"),
+            (names.BOOT, "PlanDeploy", "thing"),
+            (names.BOOT, "Deploy", "thing"),
+        ):
+            answer = await client.wait(await client.start(interface, member, *arguments))
+            assert (answer.error, answer.body) == (f"{names.ERRORS}.Unsupported", [refused]), member
+        assert await manager(client, "Tag", "thing", "second") == []
+        assert await manager(client, "RemoveImage", "thing", force=Variant("b", value=True)) == [["second", "thing"]]
+
+    run(stage, test)
+
+
+def test_an_artifact_is_told_apart_on_the_command_line(stage: Stage, tmp_path: Path) -> None:
+    kind = "application/vnd.example.thing"
+    made = Layout(tmp_path / "oci")
+    made.add_artifact("thing", [made.add_blob(b"data", kind)])
+
+    def ctl(*arguments: str) -> str:
+        command = [Path(sys.executable).parent / "composefsctl", f"--bus={stage.address}", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    ctl("pull", f"oci:{made.path}:thing", "--name=thing")
+    (shown,) = json.loads(ctl("images", "--json"))
+    assert (shown["artifact_type"], shown["digests"], shown["bootable"]) == (kind, [], False)
+    assert json.loads(ctl("inspect", "thing", "--json"))["artifact_type"] == kind
+    assert kind in ctl("images")
+    assert ["artifact", kind] in [line.split() for line in ctl("inspect", "thing").splitlines()]
 
 
 def test_images_are_listed_in_pages(stage: Stage, layout: str) -> None:

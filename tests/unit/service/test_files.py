@@ -46,6 +46,8 @@ def test_questions_name_only_details_that_are_always_there() -> None:
         "cancel": {"job", "type", "uid"},
         "gc": set(),
         "fsck": {"depth", "image"},
+        "repair": {"depth", "image"},
+        "enable-verity": set(),
         "deploy": {"image", "digest"},
     }
     for element in POLICY.iter("action"):

@@ -1,4 +1,5 @@
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from composefsd.errors import (
     JobFinishedError,
     JobInterruptedError,
     LimitExceededError,
+    NoSuchDocumentError,
     NotCancellableError,
 )
 from composefsd.operations.progress import Stage
@@ -273,5 +275,27 @@ def test_a_table_that_stops_interrupts_and_takes_no_more(tmp_path: Path) -> None
         assert [job.state for job in (*running, waiting)] == ["interrupted"] * 3
         with pytest.raises(JobInterruptedError):
             await bench.start()
+
+    run(tmp_path, test)
+
+
+def test_documents_are_shown_at_the_end_of_a_job_however_it_ended_and_go_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def listing(meter: Meter) -> Mapping[str, Variant]:
+        os.write(meter.documents.begin("list").fd, b"one\n")
+        raise FormatError("broken")
+
+    async def test(bench: Bench) -> None:
+        job = await bench.start(work=listing)
+        await bench.finish(job)
+        assert job.state is JobState.FAILED
+        assert job.documents.find("list").text() == "one\n"
+        monkeypatch.setattr(job_table, "ENDED_JOBS", 1)
+        other = await bench.start(work=listing)
+        await bench.finish(other)
+        assert other.documents.size_bytes == 4
+        with pytest.raises(NoSuchDocumentError):
+            job.documents.find("list")
 
     run(tmp_path, test)

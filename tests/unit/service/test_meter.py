@@ -67,3 +67,16 @@ def test_the_rate_follows_what_comes(pull: Meter, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("time.monotonic", lambda second=second: now + second)
         pull.bytes(reused=0, done=second * 1000, total=0)
     assert pull.rate_bytes == pytest.approx(1000, rel=0.01)
+
+
+def test_enabling_verity_goes_by_bytes_while_objects_are_read_and_by_objects_afterwards() -> None:
+    meter = Meter(1, JobKind.ENABLE_VERITY, lambda: None)
+    meter.stage(Stage.VERIFY)
+    meter.bytes(reused=0, done=100, total=1000)
+    meter.items(done=9, total=10)
+    assert meter.fraction == pytest.approx(0.07)
+    meter.bytes(reused=0, done=1000, total=1000)
+    meter.stage(Stage.ENABLE)
+    assert meter.fraction == pytest.approx(0.7)
+    meter.items(done=5, total=10)
+    assert meter.fraction == pytest.approx(0.845)
