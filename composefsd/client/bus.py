@@ -114,7 +114,8 @@ def _check_name(unique_name: str) -> None:
 
 
 async def _connect(address: str) -> _Connection:
-    connection = _Connection(bus_address=address)
+    # Quirk 23; only sockets of this kind carry descriptors, and the bus refuses to talk of them on others.
+    connection = _Connection(bus_address=address, negotiate_unix_fd=address.startswith("unix:"))
     try:
         async with asyncio.timeout(CONNECT_SECONDS):  # quirk 17: connect() waits for ever if Hello is not answered
             await connection.connect()
@@ -163,6 +164,22 @@ class Bus:
         Raises CallError for an error reply, AnswerError for an answer of another signature, NoServiceError if the bus
         is gone or the answer did not come in time, ClientError for a string that the bus cannot carry.
         """
+        return _body(call, await self._reply(call, timeout_seconds))
+
+    async def call_for_descriptor(self, call: Call, *, timeout_seconds: float = READ_SECONDS) -> int:
+        """The descriptor that is the answer, which is the caller's to close.  Raises as `call`."""
+        reply = await self._reply(call, timeout_seconds)
+        descriptors = list(reply.unix_fds)
+        try:
+            (index,) = _body(call, reply)
+            if not isinstance(index, int) or not 0 <= index < len(descriptors):
+                raise AnswerError(f"{call.member} answered without the descriptor that it speaks of")
+            return descriptors.pop(index)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    async def _reply(self, call: Call, timeout_seconds: float) -> Message:
         if not self._connection.connected:  # quirk 18: a call made now would never end
             raise NoServiceError("the connection to the bus is gone")
         try:
@@ -176,7 +193,7 @@ class Bus:
             raise NoServiceError("the bus went away before it answered") from error
         if reply is None:  # how dbus-next ends pending calls when it closes without an error
             raise NoServiceError("the connection to the bus was closed")
-        return _body(call, reply)
+        return reply
 
     async def subscribe(self, rule: str) -> None:
         """Ask for the signals of a match rule; they arrive once this has returned."""

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from composefsd.client.exits import ClientError, Exit
+from composefsd.client.exits import ClientError, Exit, discard_output
 from composefsd.client.options import PROGRAM, parse
 from composefsd.client.text import one_line
 
@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", Exit.CANCELLED)
     except BrokenPipeError:  # who read our output has had enough of it
-        _discard_output()
+        discard_output()
         return Exit.FAILED
     except OSError as error:
-        _discard_output()
+        discard_output()
         return _fail(f"cannot write: {error.strerror}", Exit.FAILED)
     return status
 
@@ -40,6 +40,8 @@ def _run(argv: Sequence[str] | None) -> int:
     # Imported here to keep start-up short: one side brings asyncio and D-Bus, the other one every codec.
     if args.verb == "compute-id":
         from composefsd.client.offline import run
+    elif args.verb == "diff":
+        from composefsd.client.diff import run
     else:
         from composefsd.client.online import run
     return run(args)
@@ -59,8 +61,3 @@ def _fail(message: str, status: Exit) -> Exit:
     """Tell why on one line of stderr."""
     sys.stderr.write(f"{PROGRAM}: {one_line(message)}\n")
     return status
-
-
-def _discard_output() -> None:
-    """Let the flush at the interpreter's end go nowhere: there is nobody to complain to."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

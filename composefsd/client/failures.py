@@ -13,6 +13,7 @@ UNKNOWN_METHOD: Final = f"{_STANDARD}.UnknownMethod"
 UNKNOWN_INTERFACE: Final = f"{_STANDARD}.UnknownInterface"
 UNKNOWN_OBJECT: Final = f"{_STANDARD}.UnknownObject"
 NO_SUCH_JOB: Final = f"{names.ERRORS}.NoSuchJob"
+NO_SUCH_DOCUMENT: Final = f"{names.ERRORS}.NoSuchDocument"
 
 _EXITS: Final = {
     f"{names.ERRORS}.Cancelled": Exit.CANCELLED,

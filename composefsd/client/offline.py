@@ -9,7 +9,7 @@ from composefsd.client.results import to_json
 from composefsd.digests import Algorithm
 from composefsd.erofs.format import FormatVersion
 from composefsd.errors import ComposefsdError, InvalidArgumentsError
-from composefsd.operations.compute_id import Question, compute, write_dumpfile
+from composefsd.operations.compute_id import Question, compute, karg, write_dumpfile
 from composefsd.tree.normative import XattrMode
 
 
@@ -19,9 +19,10 @@ def run(args: Namespace) -> Exit:
     question = Question(
         source=args.source,
         bootable=args.bootable,
-        version=FormatVersion[args.format.upper()],
+        version=FormatVersion.from_label(args.format),
         algorithm=Algorithm(args.hash),
         xattrs=XattrMode(args.xattrs),
+        as_is=args.as_is,
     )
     _check(question)
     try:
@@ -48,6 +49,8 @@ def _answer(question: Question, args: Namespace) -> None:
     if args.dumpfile:
         write_dumpfile(question, sys.stdout.buffer)
         return
-    digest = compute(question).hex
-    facts = {"digest": digest, "hash": args.hash, "format": args.format}
-    sys.stdout.write(f"{to_json(facts) if args.json else digest}\n")
+    digest = compute(question)
+    argument = karg(digest, question.version)
+    facts = {"digest": digest.hex, "hash": args.hash, "format": args.format, "karg": argument}
+    text = argument if args.karg else digest.hex
+    sys.stdout.write(f"{to_json(facts) if args.json else text}\n")

@@ -31,6 +31,7 @@ examples:
 """
 
 _FORMATS: Final = ("v1", "v2")
+_ALL_FORMATS: Final = ("v0", *_FORMATS)
 _HASHES: Final = ("sha256", "sha512")
 _XATTRS: Final = ("allowlist-only", "keep-user-xattrs")
 _MAX_U32: Final = 2**32 - 1
@@ -60,6 +61,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = _parser().parse_args(argv)
     if args.verb == "compute-id" and args.json and args.dumpfile:
         _parser().error("--dumpfile is text: it cannot be had with --json")
+    if args.verb == "inspect" and args.kind and args.document != "dumpfile":
+        _parser().error("--kind is for --document dumpfile")
     return args
 
 
@@ -80,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_deploying(verbs)
     _add_upkeep(verbs)
     _add_compute_id(verbs)
+    _add_diff(verbs)
     return parser
 
 
@@ -144,7 +148,12 @@ def _add_reading(verbs: _Verbs) -> None:
 
     inspect = verbs.add("inspect", "show everything about an image", "os", "os --document config")
     _add_image(inspect)
-    inspect.add_argument("--document", choices=("manifest", "config"), help="print this document instead")
+    inspect.add_argument("--document", choices=("manifest", "config", "dumpfile"), help="print this document instead")
+    inspect.add_argument(
+        "--kind",
+        choices=("normative", "boot"),
+        help="of which composefs image to print the dumpfile (default: normative)",
+    )
 
     verbs.add("deployments", "list the deployments in boot order", "", "--json")
 
@@ -156,7 +165,7 @@ def _add_reading(verbs: _Verbs) -> None:
 def _add_images(verbs: _Verbs) -> None:
     pull = verbs.add_job(
         "pull",
-        "fetch an OCI image and generate its composefs images",
+        "fetch an OCI image and generate its composefs images, or fetch an OCI artifact",
         "oci:/srv/images/os:stable --name os",
         "oci-archive:os.tar --require-digest sha256:…",
     )
@@ -233,12 +242,38 @@ def _add_deploying(verbs: _Verbs) -> None:
 
 def _add_upkeep(verbs: _Verbs) -> None:
     gc = verbs.add_job("gc", "remove what no image, name or deployment needs", "--dry-run", "")
-    gc.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
+    gc.add_argument("--dry-run", action="store_true", help="only tell what would be removed, and why the rest stays")
+    gc.add_argument("--verbose", action="store_true", help="list everything that goes, one by one")
 
-    fsck = verbs.add_job("fsck", "check the repository; fails if it is damaged", "--depth metadata", "--depth full")
+    explain = verbs.add(
+        "explain",
+        "tell what keeps an object, stream or image; exit status 1 if gc would take it",
+        "sha512:3f2a9c01…",
+        "oci-layer-sha256:…",
+        "os",
+    )
+    explain.add_argument(
+        "object",
+        metavar="OBJECT",
+        help="the digest of an object, a stream's name, the digest of a manifest, config or layer, or a name",
+    )
+
+    fsck = verbs.add_job(
+        "fsck",
+        "check the repository, and repair it; fails if it is damaged, or if anything is left after a repair",
+        "--depth metadata",
+        "--depth full --repair",
+    )
     fsck.add_argument("--depth", choices=("metadata", "quick", "full"), help="how much to read of it")
+    fsck.add_argument(
+        "--repair",
+        action="store_true",
+        help="mend what can be mended, also by fetching it again from where an image was pulled from",
+    )
     fsck.add_argument("--image", metavar="IMAGE", help="only what this image needs")
     fsck.add_argument("--max-findings", metavar="COUNT", type=_count, help="list no more than these (default: 1000)")
+
+    verbs.add_job("enable-verity", "make an insecure repository secure: fs-verity for all that it holds", "")
 
     cancel = verbs.add("cancel", "ask a job to stop", "41")
     cancel.add_argument("job", metavar="JOB", type=_job_id, help="its number, as `jobs` shows it")
@@ -250,6 +285,7 @@ def _add_compute_id(verbs: _Verbs) -> None:
         "print the digest of a composefs image; needs no daemon and no repository",
         "/srv/rootfs --bootable",
         "oci:./layout:stable --bootable",
+        "/srv/rootfs --bootable --karg",
         "- < tree.dump",
     )
     compute.add_argument(
@@ -257,11 +293,50 @@ def _add_compute_id(verbs: _Verbs) -> None:
         metavar="SOURCE",
         help="a directory, oci:PATH[:TAG], oci-archive:PATH[:TAG], or a dumpfile (- is standard input)",
     )
-    compute.add_argument("--bootable", action="store_true", help="of the boot image instead of the normative one")
-    compute.add_argument("--format", choices=_FORMATS, default="v1", help="(default: v1)")
+    compute.add_argument("--format", choices=_ALL_FORMATS, default="v1", help="(default: v1)")
     compute.add_argument("--hash", choices=_HASHES, default="sha512", help="(default: sha512)")
-    compute.add_argument("--xattrs", choices=_XATTRS, default="allowlist-only", help="(default: allowlist-only)")
-    compute.add_argument("--dumpfile", action="store_true", help="print the tree as a dumpfile instead of its digest")
+    _add_tree(compute)
+    instead = compute.add_mutually_exclusive_group()
+    instead.add_argument("--dumpfile", action="store_true", help="print the tree as a dumpfile instead of its digest")
+    instead.add_argument(
+        "--karg", action="store_true", help="print the argument for the command line of a UKI instead"
+    )
+
+
+def _add_diff(verbs: _Verbs) -> None:
+    diff = verbs.add(
+        "diff",
+        "tell why the digests of two images differ; exit status 0 if they do not, 1 if they do, else trouble",
+        "/srv/rootfs oci:./layout:stable --bootable",
+        "image:os image:os-tested --bootable",
+        "old.erofs new.erofs --limit 0",
+    )
+    what = "as compute-id takes it, an EROFS image file, or image:IMAGE for an image of the daemon's repository"
+    diff.add_argument("a", metavar="A", help=what)
+    diff.add_argument("b", metavar="B", help="likewise; sides that are no image files become images by these options")
+    diff.add_argument("--format", choices=_ALL_FORMATS, help="(default: that of an image on one side, else v1)")
+    diff.add_argument("--hash", choices=_HASHES, help="(default: that of an image on one side, else sha512)")
+    _add_tree(diff)
+    diff.add_argument(
+        "--limit", metavar="N", type=_count, default=100, help="tell N differences (default: 100; 0 for all)"
+    )
+    diff.add_argument(
+        "--verbose",
+        action="store_true",
+        help="tell each name in a directory that only one side has, and what images of the format do not store",
+    )
+
+
+def _add_tree(verb: argparse.ArgumentParser) -> None:
+    """How a tree is made of a source."""
+    verb.add_argument("--bootable", action="store_true", help="of the boot image instead of the normative one")
+    verb.add_argument("--xattrs", choices=_XATTRS, default="allowlist-only", help="(default: allowlist-only)")
+    verb.add_argument(
+        "--no-propagate-usr-to-root",
+        dest="as_is",
+        action="store_true",
+        help="take a directory as it is: leave the root's metadata, /run and all extended attributes alone",
+    )
 
 
 def _add_image(verb: argparse.ArgumentParser) -> None:

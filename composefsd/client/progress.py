@@ -16,7 +16,7 @@ Clock = Callable[[], float]
 REDRAW_SECONDS: Final = 0.1
 LINE_SECONDS: Final = 5.0
 
-_WITHOUT_BYTES: Final = frozenset({"resolve", "generate", "commit", "plan", "activate", "mark", "sweep"})
+_WITHOUT_BYTES: Final = frozenset({"resolve", "generate", "commit", "plan", "activate", "mark", "sweep", "enable"})
 """Stages that process no input: what the daemon tells then is the count of an earlier stage."""
 
 _BAR_MIN: Final = 10

@@ -72,6 +72,10 @@ class Properties:
         """A dictionary whose keys the API knows."""
         return Properties(_expect(name, self._values.get(name, {}), dict))
 
+    def dictionaries(self, name: str) -> "list[Properties]":
+        """An array of such dictionaries."""
+        return [properties(item) for item in _expect(name, self._values.get(name, []), list)]
+
     def struct(self, name: str, *members: str) -> "Properties | None":
         """A struct whose members are called `members`."""
         return _named(name, self._values[name], members) if name in self._values else None

@@ -11,7 +11,7 @@ from typing import Final
 from dbus_next import Variant
 
 from composefsd.client.bus import ASK_SECONDS, READ_SECONDS, Bus, Call
-from composefsd.client.failures import UNKNOWN_INTERFACE, UNKNOWN_METHOD, UNKNOWN_OBJECT, CallError
+from composefsd.client.failures import NO_SUCH_DOCUMENT, UNKNOWN_INTERFACE, UNKNOWN_METHOD, UNKNOWN_OBJECT, CallError
 from composefsd.client.properties import NOTHING, Properties, Value, properties, rows
 from composefsd.client.records import ENDED, Boot, Daemon, Deployment, Image, Job, Problem, Repository, Status
 from composefsd.service import names
@@ -19,6 +19,9 @@ from composefsd.service import names
 Option = str | bool | int | tuple[str, ...] | None
 Options = Mapping[str, Option]
 NO_OPTIONS: Final[Options] = {}
+
+EXPLAIN_SECONDS: Final = 90
+"""How long Explain may take: the daemon gives up before."""
 
 PAGE: Final = 100
 """Images asked for at a time: an answer stays far below the daemon's bound of 1 MiB."""
@@ -67,7 +70,8 @@ PLAN: Final = _job(names.BOOT, "PlanDeploy", 1, _DEPLOY_KEYS)
 DEPLOY: Final = _job(names.BOOT, "Deploy", 1, _DEPLOY_KEYS)
 UNDEPLOY: Final = _job(names.DEPLOYMENT, "Remove", 0, {"state": "b"})
 COLLECT: Final = _job(names.REPOSITORY, "CollectGarbage", 0, {"dry-run": "b"})
-CHECK: Final = _job(names.REPOSITORY, "Check", 0, {"depth": "s", "image": "s", "max-findings": "u"})
+CHECK: Final = _job(names.REPOSITORY, "Check", 0, {"depth": "s", "repair": "b", "image": "s", "max-findings": "u"})
+ENABLE_VERITY: Final = _job(names.REPOSITORY, "EnableVerity", 0, {})
 
 TAG: Final = Member(names.MANAGER, "Tag", 2, {"replace": "b"})
 UNTAG: Final = Member(names.MANAGER, "Untag", 1, {"missing-ok": "b"})
@@ -76,10 +80,13 @@ LIST_IMAGES: Final = Member(names.MANAGER, "ListImages", 0, {"limit": "u", "afte
 LIST_JOBS: Final = Member(names.MANAGER, "ListJobs", 0, {"type": "s", "state": "s"}, answer="a(tssdo)")
 LIST_DEPLOYMENTS: Final = Member(names.BOOT, "ListDeployments", 0, answer="a(ssoa{sv})")
 READ_DOCUMENT: Final = Member(names.IMAGE, "ReadDocument", 1, answer="s")
+OPEN_DOCUMENT: Final = Member(names.IMAGE, "OpenDocument", 1, {"kind": "s", "hash": "s", "xattrs": "s"}, answer="h")
+OPEN_JOB_DOCUMENT: Final = Member(names.JOB, "OpenDocument", 1, answer="h")
 
 MEMBERS: Final = (
-    PULL, GENERATE, COMPUTE, PLAN, DEPLOY, UNDEPLOY, COLLECT, CHECK,
-    TAG, UNTAG, REMOVE, LIST_IMAGES, LIST_JOBS, LIST_DEPLOYMENTS, READ_DOCUMENT,
+    PULL, GENERATE, COMPUTE, PLAN, DEPLOY, UNDEPLOY, COLLECT, CHECK, ENABLE_VERITY,
+    TAG, UNTAG, REMOVE, LIST_IMAGES, LIST_JOBS, LIST_DEPLOYMENTS, READ_DOCUMENT, OPEN_DOCUMENT,
+    OPEN_JOB_DOCUMENT,
 )  # fmt: skip
 """All of the above; a test compares them with the API's XML."""
 
@@ -162,6 +169,30 @@ class Proxy:
         (text,) = await self._read(READ_DOCUMENT, [which], path=image.path)
         return str(text)
 
+    async def open_document(self, image: Image, which: str, options: Options) -> int:
+        """A descriptor of a document, at its start, which is the caller's to close."""
+        call = OPEN_DOCUMENT.call(image.path, [which], options)
+        return await self.bus.call_for_descriptor(call, timeout_seconds=ASK_SECONDS)
+
+    async def repository(self) -> Repository:
+        """The properties of Repository, or an empty record from a daemon that does not serve them."""
+        return Repository.parse(await self._if_served(names.REPOSITORY))
+
+    async def job_document(self, job: JobHandle, which: str) -> int | None:
+        """A descriptor of a document that a job has left, which is the caller's to close; None if it is gone."""
+        try:
+            return await self.bus.call_for_descriptor(OPEN_JOB_DOCUMENT.call(job.path, [which], NO_OPTIONS))
+        except CallError as error:
+            if error.name in (UNKNOWN_OBJECT, UNKNOWN_METHOD, NO_SUCH_DOCUMENT):
+                return None
+            raise
+
+    async def explain(self, what: str) -> list[tuple[str, str]]:
+        """What keeps an object, stream or image: kinds and names of roots."""
+        call = Call(names.ROOT_PATH, names.REPOSITORY, "Explain", "s", [what], "a(ss)")
+        (listed,) = await self.bus.call(call, timeout_seconds=EXPLAIN_SECONDS)
+        return [(row.text("kind"), row.text("name")) for row in rows(listed, "kind", "name")]
+
     async def images(self) -> list[Image]:
         """All images, asked for in pages."""
         found: list[Image] = []
@@ -210,7 +241,7 @@ class Proxy:
         return Status(
             daemon=Daemon.parse(manager),
             problems=tuple(Problem(row.text("name"), row.text("message")) for row in problems),
-            repository=Repository.parse(await self._if_served(names.REPOSITORY)),
+            repository=await self.repository(),
             boot=await self.boot(),
             deployments=tuple(await self.deployments()),
             jobs=tuple(await self.jobs(ended=False)),

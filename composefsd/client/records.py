@@ -60,11 +60,15 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An OCI image of the repository; `deployments` are object paths, `reasons` tell why it is not bootable."""
+    """An OCI image of the repository; `deployments` are object paths, `reasons` tell why it is not bootable.
+
+    `artifact_type` is empty for a container image.
+    """
 
     path: str
     manifest_digest: str
     config_digest: str
+    artifact_type: str
     names: tuple[str, ...]
     references: tuple[str, ...]
     title: str
@@ -91,6 +95,7 @@ class Image:
             path=path,
             manifest_digest=values.text("ManifestDigest"),
             config_digest=values.text("ConfigDigest"),
+            artifact_type=values.text("ArtifactType"),
             names=values.texts("Names"),
             references=values.texts("References"),
             title=values.text("Title"),

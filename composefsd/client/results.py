@@ -10,8 +10,12 @@ from composefsd.client.properties import Properties, Value
 _ARRAYS: Final = {
     "plan": ("action", "path", "bytes"),
     "findings": ("severity", "code", "subject", "message"),
+    "repaired": ("code", "subject", "how"),
 }
 _STRUCTS: Final = {"space": ("free_before", "needed", "free_after")}
+_FACTS: Final = "finding-facts"
+"""A dictionary for each of `findings`; in JSON it is a member of the finding."""
+
 _DELETE: Final = "\x7f"  # the only control character that json.dumps lets through
 
 
@@ -33,11 +37,15 @@ def _plain(value: object) -> object:
 def result_json(job: int, values: Mapping[str, Value]) -> dict[str, Value]:
     """A job that succeeded, with what it brought.  Raises AnswerError if a known member is of another form."""
     reader = Properties(values)
-    found: dict[str, Value] = {"job": job, "state": "succeeded", **reader.without(*_ARRAYS, *_STRUCTS)}
+    found: dict[str, Value] = {"job": job, "state": "succeeded", **reader.without(*_ARRAYS, *_STRUCTS, _FACTS)}
     for name, members in _ARRAYS.items():
         if name in values:
-            found[name] = [row.without() for row in reader.structs(name, *members)]
+            rows = [row.without() for row in reader.structs(name, *members)]
+            if name == "findings":
+                for row, facts in zip(rows, reader.dictionaries(_FACTS), strict=False):
+                    row["facts"] = facts.without()
+            found[name] = list(rows)
     for name, members in _STRUCTS.items():
-        if row := reader.struct(name, *members):
-            found[name] = row.without()
+        if struct := reader.struct(name, *members):
+            found[name] = struct.without()
     return found

@@ -25,7 +25,9 @@ ACTIONS: Final[dict[str, tuple[str, ...]]] = {
     "untag": ("name",),
     "remove": ("names",),
     "cancel": ("job",),
-    "compute-id": ("digest", "hash", "format"),
+    "explain": ("object", "kept", "reasons"),
+    "compute-id": ("digest", "hash", "format", "karg"),
+    "diff": ("equal", "a", "b", "differences", "differences_total", "unstored_total", "reasons"),
 }
 """Keys of the verbs that do something at once."""
 
@@ -38,8 +40,12 @@ RESULTS: Final[dict[str, tuple[str, ...]]] = {
     "compute": ("normative_digest", "boot_digest"),
     "deploy": ("deployment", "boot_digest", "plan", "space", "objections"),
     "undeploy": ("freed_bytes",),
-    "gc": ("freed_bytes", "objects_removed", "images_pruned", "streams_pruned"),
-    "fsck": ("findings", "findings_total", "objects_checked"),
+    "gc": (
+        "freed_bytes", "objects_removed", "images_pruned", "streams_pruned", "unlisted",
+        "stays", "goes",
+    ),
+    "enable-verity": ("already_secure", "objects_checked", "objects_enabled", "bytes_checked"),
+    "fsck": ("findings", "findings_total", "objects_checked", "repaired"),
 }  # fmt: skip
 """Keys of what jobs bring, beside `job` and `state`; those that do not apply are left out."""
 

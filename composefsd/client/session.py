@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from typing import BinaryIO
 
 from composefsd.client.follow import Follower, Outcome, identified
 from composefsd.client.interrupts import Interrupts
@@ -35,6 +36,12 @@ class Session:
         if self._out.width is not None:
             text = "\n".join(escape(line) for line in text.split("\n"))
         self._out.write(text if text.endswith("\n") else text + "\n")
+
+    def copy(self, lines: BinaryIO) -> None:
+        """Print a document of many lines, none of it kept in memory, as `document` does."""
+        for line in lines:
+            text = line.decode("utf-8", "backslashreplace").removesuffix("\n")
+            self._out.write((text if self._out.width is None else escape(text)) + "\n")
 
     async def job(self, request: JobRequest) -> Outcome | None:
         """Start a job and wait for its end, or print its id and answer None if nobody wants to wait."""

@@ -1,10 +1,11 @@
 """What the verbs print for people; programs take `--json`."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from composefsd.client.properties import Properties, Value
+from composefsd.client.properties import NOTHING, Properties, Value
 from composefsd.client.records import Boot, Deployment, Image, Job, Repository, Status
 from composefsd.client.render import Colour, Screen, Table
 from composefsd.client.text import size, when, when_usec
@@ -33,7 +34,7 @@ _RESULT_ORDER: Final = (
     "bytes-fetched",
     "bytes-reused",
 )
-_RESULT_ELSEWHERE: Final = frozenset({"plan", "space", "objections", "image"})
+_RESULT_ELSEWHERE: Final = frozenset({"plan", "space", "objections", "image", "unlisted"})
 
 
 def _state(word: str) -> tuple[str, Colour | None]:
@@ -110,7 +111,7 @@ def images(screen: Screen, found: Sequence[Image]) -> None:
         table.add(
             ", ".join(image.names),
             screen.digest(image.manifest_digest),
-            image.title or image.os,
+            image.title or image.artifact_type or image.os,
             image.architecture,
             size(image.size),
             when(image.created),
@@ -128,6 +129,7 @@ def image(screen: Screen, found: Image) -> None:
             ("names", ", ".join(found.names)),
             ("manifest", found.manifest_digest),
             ("config", found.config_digest),
+            ("artifact", found.artifact_type),
             ("pulled from", ", ".join(found.references)),
             ("title", found.title),
             ("version", found.os_version),
@@ -239,18 +241,48 @@ def plan(screen: Screen, reader: Properties) -> None:
 
 
 def findings(screen: Screen, reader: Properties) -> None:
-    """What a check found, and how much of it."""
+    """What a check found, and how much of it; after a repair what was repaired, and why the rest was not."""
     found = reader.structs("findings", "severity", "code", "subject", "message")
     total = reader.number("findings-total") or len(found)
+    _repaired(screen, reader)
     if not total:
         screen.line("clean", Colour.GREEN)
         return
     table = Table(("SEVERITY", "CODE", "SUBJECT", "MESSAGE"))
-    for row in found:
-        table.add(_state(row.text("severity")), row.text("code"), row.text("subject"), row.text("message"))
+    facts = reader.dictionaries("finding-facts")
+    for row, fact in itertools.zip_longest(found, facts[: len(found)], fillvalue=NOTHING):
+        message = "; not repaired: ".join(filter(None, (row.text("message"), fact.text("unrepaired"))))
+        table.add(_state(row.text("severity")), row.text("code"), row.text("subject"), message)
     table.show(screen)
     more = f", {len(found)} of them shown" if total > len(found) else ""
     screen.line(f"{total} finding{'' if total == 1 else 's'}{more}")
+
+
+def _repaired(screen: Screen, reader: Properties) -> None:
+    rows = reader.structs("repaired", "code", "subject", "how")
+    if not rows:
+        return
+    table = Table(("REPAIRED", "SUBJECT", "HOW"))
+    for row in rows:
+        table.add(row.text("code"), row.text("subject"), row.text("how"))
+    table.show(screen)
+
+
+def made_secure(screen: Screen, values: Mapping[str, Value]) -> None:
+    """What enable-verity did."""
+    reader = Properties(values)
+    if reader.flag("already-secure"):
+        screen.line("the repository was secure already")
+        return
+    screen.line("the repository is secure: from now on it demands fs-verity of every object", Colour.GREEN)
+    facts(
+        screen,
+        [
+            ("objects checked", str(reader.number("objects-checked"))),
+            ("objects enabled", str(reader.number("objects-enabled"))),
+            ("bytes checked", size(reader.number("bytes-checked"))),
+        ],
+    )
 
 
 def deployment_of(path: str) -> str:

@@ -1,17 +1,19 @@
 """The verbs that go over the bus: from parsed arguments to calls, and from answers to output."""
 
+import os
 import re
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from composefsd.client import proxy, show
+from composefsd.client import garbage, proxy, show
 from composefsd.client.exits import ClientError, Exit
+from composefsd.client.follow import Outcome
 from composefsd.client.properties import Properties
 from composefsd.client.proxy import JobRequest, Options
 from composefsd.client.records import Deployment
-from composefsd.client.render import SHORT_DIGITS
+from composefsd.client.render import SHORT_DIGITS, Screen
 from composefsd.client.results import result_json
 from composefsd.client.session import Session
 
@@ -52,7 +54,10 @@ async def images(session: Session, args: Namespace) -> Exit:
 async def inspect(session: Session, args: Namespace) -> Exit:
     """Everything about one image, or one of its documents as it is."""
     found = await session.proxy.image(args.image)
-    if args.document:
+    if args.document == "dumpfile":
+        with os.fdopen(await session.proxy.open_document(found, "dumpfile", {"kind": args.kind}), "rb") as file:
+            session.copy(file)
+    elif args.document:
         session.document(await session.proxy.document(found, args.document))
     else:
         session.answer(found, lambda screen: show.image(screen, found))
@@ -136,14 +141,53 @@ async def undeploy(session: Session, args: Namespace) -> Exit:
 
 
 async def gc(session: Session, args: Namespace) -> Exit:
-    """Remove what nothing refers to."""
-    intro = "nothing was removed; without --dry-run:" if args.dry_run else None
-    return await _work(session, JobRequest(proxy.COLLECT, [], {"dry-run": args.dry_run or None}), intro)
+    """Remove what nothing refers to, or tell what that is and why the rest stays."""
+    outcome = await session.job(JobRequest(proxy.COLLECT, [], {"dry-run": args.dry_run or None}))
+    if outcome is None:
+        return Exit.DONE
+    listing = await _listing(session, outcome) if args.dry_run or args.verbose else None
+    answer: dict[str, object] = {**result_json(outcome.job.id, outcome.result)}
+    if listing is not None:
+        answer |= {"stays": listing.stays, "goes": listing.goes}
+    ids = garbage.deployed(await session.proxy.deployments()) if args.dry_run else {}
+
+    def show_it(screen: Screen) -> None:
+        if args.dry_run:
+            garbage.dry_run(screen, outcome.result, listing, ids)
+        else:
+            show.result(screen, outcome.result)
+        if listing is not None and args.verbose:
+            screen.line()
+            garbage.every_line(screen, listing)
+
+    session.answer(answer, show_it)
+    return Exit.DONE
+
+
+async def _listing(session: Session, outcome: Outcome) -> garbage.Listing | None:
+    descriptor = await session.proxy.job_document(outcome.job, garbage.DOCUMENT)
+    return None if descriptor is None else garbage.Listing.read(descriptor)
+
+
+async def explain(session: Session, args: Namespace) -> Exit:
+    """Tell what keeps an object, stream or image; fails if nothing does."""
+    found = [garbage.Reason(*one) for one in await session.proxy.explain(args.object)]
+    ids = garbage.deployed(await session.proxy.deployments()) if found else {}
+    session.answer(
+        {"object": args.object, "kept": bool(found), "reasons": found},
+        lambda screen: garbage.reasons(screen, found, ids),
+    )
+    return Exit.DONE if found else Exit.FAILED
 
 
 async def fsck(session: Session, args: Namespace) -> Exit:
-    """Check the repository; fails if something is wrong with it."""
-    options = {"depth": args.depth, "image": args.image, "max-findings": args.max_findings}
+    """Check the repository, or repair it; fails if something is wrong with it, or left by the repair."""
+    options = {
+        "depth": args.depth,
+        "repair": args.repair or None,
+        "image": args.image,
+        "max-findings": args.max_findings,
+    }
     outcome = await session.job(JobRequest(proxy.CHECK, [], options))
     if outcome is None:
         return Exit.DONE
@@ -152,7 +196,18 @@ async def fsck(session: Session, args: Namespace) -> Exit:
         result_json(outcome.job.id, outcome.result),
         lambda screen: show.findings(screen, reader),
     )
-    return Exit.FAILED if is_damaged(reader) else Exit.DONE
+    is_left = args.repair and reader.number("findings-total")
+    return Exit.FAILED if is_left or is_damaged(reader) else Exit.DONE
+
+
+async def enable_verity(session: Session, args: Namespace) -> Exit:
+    """Make an insecure repository secure."""
+    outcome = await session.job(JobRequest(proxy.ENABLE_VERITY))
+    if outcome is not None:
+        session.answer(
+            result_json(outcome.job.id, outcome.result), lambda screen: show.made_secure(screen, outcome.result)
+        )
+    return Exit.DONE
 
 
 async def jobs(session: Session, args: Namespace) -> Exit:
@@ -220,9 +275,9 @@ def is_damaged(reader: Properties) -> bool:
 
 
 VERBS: Final[dict[str, Callable[[Session, Namespace], Awaitable[Exit]]]] = {
-    verb.__name__: verb
+    verb.__name__.replace("_", "-"): verb
     for verb in (
         status, pull, images, inspect, tag, untag, remove, generate, compute,
-        deploy, deployments, undeploy, gc, fsck, jobs, cancel,
+        deploy, deployments, undeploy, gc, explain, fsck, enable_verity, jobs, cancel,
     )
 }  # fmt: skip

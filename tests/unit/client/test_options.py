@@ -10,7 +10,8 @@ from composefsd.client.options import parse
 from composefsd.client.schema import describe
 from composefsd.client.verbs import VERBS
 
-HELP = re.compile(r"^    ([a-z-]+) ", re.MULTILINE)
+OFFLINE = ("compute-id", "diff")
+HELP = re.compile(r"^    ([a-z-]+)(?: |$)", re.MULTILINE)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -52,6 +53,10 @@ def test_without_an_option_it_is_the_system_bus() -> None:
         ["--user", "--bus", "x", "images"],
         ["compute-id", "/", "--hash", "md5"],
         ["compute-id", "/", "--json", "--dumpfile"],
+        ["compute-id", "/", "--karg", "--dumpfile"],
+        ["diff", "a"],
+        ["diff", "a", "b", "--limit", "-1"],
+        ["inspect", "os", "--kind", "boot"],
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,10 +71,10 @@ def test_help_knows_every_verb_and_every_verb_is_done(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         parse(["--help"])
     verbs = set(HELP.findall(capsys.readouterr().out))
-    assert verbs == {*VERBS, "compute-id"}
+    assert verbs == {*VERBS, *OFFLINE}
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "compute-id"])
+@pytest.mark.parametrize("verb", [*VERBS, *OFFLINE])
 def test_the_examples_of_a_verb_parse(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse([verb, "--help"])
@@ -81,12 +86,11 @@ def test_the_examples_of_a_verb_parse(verb: str, capsys: pytest.CaptureFixture[s
 
 def test_defaults_of_compute_id_are_those_of_cfsctl() -> None:
     args = parse(["compute-id", "/srv"])
-    assert (args.format, args.hash, args.xattrs, args.bootable, args.dumpfile) == (
-        "v1", "sha512", "allowlist-only", False, False,
-    )  # fmt: skip
+    assert (args.format, args.hash, args.xattrs) == ("v1", "sha512", "allowlist-only")
+    assert (args.bootable, args.as_is, args.dumpfile, args.karg) == (False, False, False, False)
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "compute-id"])
+@pytest.mark.parametrize("verb", [*VERBS, *OFFLINE])
 def test_the_help_of_a_verb_tells_the_keys_of_its_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse([verb, "--help"])

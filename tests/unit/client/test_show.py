@@ -67,6 +67,13 @@ def test_an_image_tells_why_it_does_not_boot_and_where_it_is_deployed() -> None:
     assert "config" not in text  # the daemon did not tell
 
 
+def test_an_artifact_is_shown_by_its_type() -> None:
+    artifact = Image.parse("/image", Properties({"ArtifactType": "application/vnd.example", "LayerCount": 1}))
+    assert "application/vnd.example" in seen(lambda screen: show.images(screen, [artifact]))
+    assert "artifact  application/vnd.example\n" in seen(lambda screen: show.image(screen, artifact))
+    assert "artifact" not in seen(lambda screen: show.image(screen, IMAGE))
+
+
 def test_on_a_terminal_tables_have_short_digests_and_inspect_has_whole_ones() -> None:
     table = seen(lambda screen: show.images(screen, [IMAGE]), 120)
     assert f"os, stable  {HEX[:12]}  Debian" in table
@@ -158,3 +165,17 @@ def test_findings_are_counted_and_none_is_clean() -> None:
 def test_a_deployment_id_comes_back_from_its_path() -> None:
     for identity in (HEX, f"{HEX}.12", "a-b_c"):
         assert show.deployment_of(names.deployment_path(identity)) == identity
+
+
+def test_making_a_repository_secure_is_told_with_what_it_took() -> None:
+    result: dict[str, Value] = {
+        "already-secure": False, "objects-checked": 12, "objects-enabled": 10, "bytes-checked": 5_000_000,
+    }  # fmt: skip
+    assert seen(lambda screen: show.made_secure(screen, result)).splitlines() == [
+        "the repository is secure: from now on it demands fs-verity of every object",
+        "objects checked  12",
+        "objects enabled  10",
+        "bytes checked    5 MB",
+    ]
+    result["already-secure"] = True
+    assert seen(lambda screen: show.made_secure(screen, result)) == "the repository was secure already\n"
