@@ -2,7 +2,7 @@
 # as root (else it names the one line that does), Python packages into .venv.  The second time it is quick.
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check unit test interop demo fmt clean
+.PHONY: help setup check unit test vm interop demo fmt clean
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEED := tests/setup/need
 CODE := composefsd tests
-TYPED_TESTS := tests/conftest.py tests/demo tests/integration/*.py tests/interop/*.py tests/real
+TYPED_TESTS := tests/conftest.py tests/demo tests/integration/*.py tests/interop/*.py tests/real tests/vm
 PYTEST_FLAGS ?=
 INTEROP_FLAGS ?=
 PARALLEL := --numprocesses=2 --dist=loadfile
@@ -20,6 +20,7 @@ BUILD_PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libsystemd-d
 ROOT_PACKAGES := mmdebstrap newuidmap:uidmap debian-archive-keyring unshare:util-linux
 DEMO_PACKAGES := dbus-daemon:dbus-daemon busctl:systemd $(ROOT_PACKAGES)
 TEST_PACKAGES := $(DEMO_PACKAGES) polkitd umoci fsck.erofs:erofs-utils fsverity mount
+VM_PACKAGES := qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs $(ROOT_PACKAGES)
 INTEROP_PACKAGES := $(TEST_PACKAGES) skopeo gcc libc6-dev pkg-config libssl-dev
 
 help: ## this list
@@ -56,6 +57,11 @@ test: check ## all tests: check, then the daemon on a bus and real images
 interop: $(READY) ## against composefs-rs and C composefs, built once; writes docs/interop.md (INTEROP_FLAGS=--sweep=10)
 	@$(NEED) $(INTEROP_PACKAGES)
 	@$(BIN)/pytest $(PARALLEL) --write-table=docs/interop.md $(INTEROP_FLAGS) tests/interop
+
+vm: $(READY) ## on a real kernel with fs-verity, in an emulated machine: secure repositories, and making one secure
+	@$(NEED) $(VM_PACKAGES)
+	@echo "checks in a virtual machine …"
+	@$(BIN)/pytest --durations=1 $(PYTEST_FLAGS) tests/vm
 
 demo: $(READY) ## the whole way once: from an OCI image to a bootable ESP (DEMO_FLAGS=--keep leaves the daemon running)
 	@$(NEED) $(DEMO_PACKAGES)
