@@ -4,6 +4,7 @@ A peer that cannot be had fails a test here instead of skipping it.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -102,6 +103,14 @@ def _table(config: pytest.Config) -> str:
         "| what was compared | with | cases | result |",
         "| --- | --- | ---: | --- |",
     ]
-    for row in sorted(_rows, key=lambda row: (row["area"], row["peer"])):
-        lines.append(f"| {row['area']} | {row['peer']} | {row['cases']:,} | {row['result']} |")
+    for (area, peer, result), cases in sorted(_merged().items()):
+        lines.append(f"| {area} | {peer} | {cases:,} | {result} |")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _merged() -> Counter[tuple[str, str, str]]:
+    """What several tests found out about the same thing is one line, with the cases of all."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for row in _rows:
+        found[row["area"], row["peer"], row["result"]] += row["cases"]
+    return found

@@ -7,18 +7,18 @@ import copy
 import json
 import random
 import re
-import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import zstandard
-from interop.hostile import bounded, mutated, told
+from interop.hostile import mutated, told
 from real import peers
+from real.bounds import growth, seconds
 from real.harness import Harness, RefusedError
 from real.ledger import Ledger, Sweep
 
@@ -32,6 +32,7 @@ from composefsd.splitstream.writer import Writer
 
 VECTORS: Final = Path(__file__).parents[1] / "vectors" / "splitstream" / "splitstream.json"
 
+_SECONDS: Final = 10
 _GROWTH_BYTES: Final = 256 << 20
 _DIGESTS: Final = {Algorithm.SHA256: 32, Algorithm.SHA512: 64}
 
@@ -55,18 +56,10 @@ class Verdict:
     refusal: str | None = None
 
 
-@contextmanager
-def memory_bounded() -> Iterator[None]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-    assert grown < _GROWTH_BYTES, f"{grown} bytes more than before"
-
-
 def ours(read: Callable[[bytes], object], case: bytes) -> Verdict:
     """Anything but an error of ours fails the test, and shows the case."""
     try:
-        with bounded(case):
+        with seconds(_SECONDS):
             return Verdict(read(case))
     except ComposefsdError as error:
         return Verdict(refusal=error.message)
@@ -211,7 +204,7 @@ def test_a_splitstream_that_composefs_rs_refuses_is_refused(
             mine = ours(lambda case: _read_splitstream(case, algorithm), data)
             yield data, mine, peer.judge(lambda one: _merged(one.splitstream(data, algorithm)))  # noqa: B023
 
-    with memory_bounded():
+    with growth(_GROWTH_BYTES):
         counts = compare(cases(), STRICTER_SPLITSTREAM)
     assert counts["read alike"] > number // 10
     assert counts["refused by both"] > number // 10
@@ -373,7 +366,7 @@ def test_a_document_is_read_or_refused_in_bounded_time_and_memory(
     request: pytest.FixtureRequest,
 ) -> None:
     chance, number = sweep.random(request.node.name), sweep.cases(5000)
-    with memory_bounded():
+    with growth(_GROWTH_BYTES):
         verdicts = [ours(read, _document(sample, chance)).refusal is None for _ in range(number)]
     counts = Counter("read" if verdict else "refused" for verdict in verdicts)
     assert min(counts["read"], counts["refused"]) > number // 10

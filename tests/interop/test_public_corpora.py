@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from interop.hostile import bounded, mutated, told
+from interop.hostile import mutated, told
 from interop.oci_ours import dump_layer, parse_tar
 from real import apt, corpora
+from real.bounds import seconds
 from real.ledger import Ledger, Sweep
 
 from composefsd.digests import Algorithm
@@ -91,7 +92,7 @@ def compare(name: str, tar: bytes, reader: Reader) -> str:
 def _parse(tar: bytes) -> tuple[bytes | None, str]:
     """Our dumpfile of a layer, or None and why it is refused."""
     try:
-        with bounded(tar):
+        with seconds(_SECONDS):
             table, digests = parse_tar(tar, _ALGORITHM, {})
     except ComposefsdError as error:
         return None, error.message
