@@ -20,6 +20,7 @@ from composefsd.erofs.format import (
     MODE_OF_TYPE,
     SLOT_BYTES,
     XATTR_AREA,
+    XATTR_BLOCK_OFFSET,
     XATTR_ENTRY,
     DataLayout,
     FileType,
@@ -80,13 +81,15 @@ class Image:
     """An image in memory, or mapped."""
 
     def __init__(self, data: memoryview) -> None:
-        """Raises FormatError if the header or the superblock is not that of a composefs image."""
+        """Raises FormatError if the header or the superblock is not that of a composefs image, or leads out of it."""
         self._data, self._end = data, len(data)
         self._unclaimed = len(data)
         self._visited = bytearray(len(data) // SLOT_BYTES // 8 + 1)
         self._shared: dict[int, Xattr] = {}
         self._areas: dict[bytes, tuple[Xattr, ...]] = {}
         self.head = Head.parse(bytes(data[:HEAD_BYTES]))
+        if self.head.xattr_block * BLOCK_BYTES > self._end:
+            raise FormatError("the shared attributes of an image are beyond its end", offset=XATTR_BLOCK_OFFSET)
 
     @classmethod
     @contextmanager
@@ -191,6 +194,8 @@ class Image:
         heads = list(DIRENT.iter_unpack(group[:first]))
         ends = [start for _, start, _ in heads[1:]]
         end = group.find(b"\0", heads[-1][1])
+        if end >= 0 and group.count(b"\0", end) < size - end:  # readers disagree about where such a name ends
+            raise FormatError("a directory has bytes behind its last name", offset=offset)
         ends.append(size if end < 0 else end)
         for (nid, start, _), end in zip(heads, ends, strict=True):
             name = group[start:end]

@@ -169,16 +169,20 @@ def _redirect_digest(path: bytes, algorithm: Algorithm) -> bytes | None:
 
 
 def _own_xattrs(xattrs: tuple[Xattr, ...]) -> XattrSet:
-    """The attributes that a file had in its tree; of several with one name the last."""
-    own: dict[bytes, bytes] = {}
-    for name, value in xattrs:
+    """The attributes that a file had in its tree; of several with one name the last.
+
+    Shared ones stay the same objects: an image can refer to one from a million inodes.
+    """
+    own: dict[bytes, Xattr] = {}
+    for xattr in xattrs:
+        name = xattr[0]
         if name in _MARKS:
             continue
         if name.startswith(ESCAPED):
-            own[OVERLAY + name[len(ESCAPED) :]] = value
+            own[OVERLAY + name[len(ESCAPED) :]] = (OVERLAY + name[len(ESCAPED) :], xattr[1])
         elif not name.startswith(OVERLAY):
-            own[name] = value
-    return tuple(sorted(own.items()))
+            own[name] = xattr
+    return tuple(own[name] for name in sorted(own))
 
 
 def _stat(inode: Inode, xattrs: tuple[Xattr, ...]) -> Stat:
@@ -289,6 +293,6 @@ class _Rebuilder:
         return self._tree.add_inline(stat, self._content(inode, _MAX_INLINE_BYTES_V2))
 
     def _content(self, inode: Inode, limit_v2: int) -> bytes:
-        if self._is_v2 and inode.size > limit_v2:
+        if self._is_v2 and inode.layout != DataLayout.CHUNKED and inode.size > limit_v2:
             raise FormatError(f"content of {inode.size} bytes in the image", offset=inode.offset)
         return self._image.content(inode)

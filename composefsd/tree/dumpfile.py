@@ -32,7 +32,8 @@ MAX_XATTR_NAMES_BYTES: Final = 65535
 
 MAX_LINE_BYTES: Final = 4 << 20
 MAX_LINES: Final = 1 << 22
-"""Bounds of ours, so that a dump cannot take all memory."""
+MAX_BYTES: Final = 1 << 31
+"""Bounds of ours, the last one for a whole dump, so that none can take all memory; MAX_XATTRS is another."""
 
 # Writing
 
@@ -44,6 +45,11 @@ _UNSAFE_IN_XATTRS: Final = re.compile(rb"[^!-<>-\[\]-~]")
 
 def _escape_raw(text: bytes, unsafe: re.Pattern[bytes]) -> bytes:
     return unsafe.sub(lambda match: _ESCAPED[match[0]], text)
+
+
+def quote(text: bytes) -> str:
+    """Printable ASCII without spaces: `text` as a dump has it, for messages."""
+    return _escape_raw(text, _UNSAFE).decode("ascii")
 
 
 def _escape(text: bytes) -> bytes:
@@ -235,7 +241,7 @@ class _Reader:
     """Lines into a tree; number counts them from 1."""
 
     def __init__(self, algorithm: Algorithm) -> None:
-        self.number = 0
+        self.number = self._bytes = 0
         self._tree = Tree(algorithm)
         self._directories: dict[bytes, int] = {b"": ROOT}
         self._has_root = self._has_replaced = False
@@ -243,8 +249,11 @@ class _Reader:
     def read(self, line: bytes) -> None:
         """Add what a line says, unless it is blank."""
         self.number += 1
+        self._bytes += len(line)
         if len(line) > MAX_LINE_BYTES or self.number > MAX_LINES:
             raise LimitExceededError(f"more than {MAX_LINES} lines, or one of more than {MAX_LINE_BYTES} bytes")
+        if self._bytes > MAX_BYTES:
+            raise LimitExceededError(f"more than {MAX_BYTES} bytes")
         if line.endswith(b"\n"):
             line = line[:-1].removesuffix(b"\r")
         if not _is_blank(line):

@@ -32,6 +32,9 @@ _NO_ENTRIES: Final = 0
 MAX_INODES: Final = 1 << 24
 """What a tree may hold; every inode and entry takes memory, and offsets into names have 32 bits."""
 
+MAX_XATTRS: Final = 1 << 22
+"""Extended attributes in all sets together, each set counted once: a tree takes some 100 bytes for each."""
+
 MAX_NAME_BYTES: Final = 255
 """EROFS_NAME_LEN of the kernel, which refuses to list a directory with a longer name."""
 
@@ -121,6 +124,7 @@ class Tree:
         self.digests = bytearray()
         self.xattr_sets: list[XattrSet] = [()]
         self._xattr_ids: dict[XattrSet, int] = {(): 0}
+        self._xattr_count = 0
         # one row for an entry
         self.parent = array("I")
         self.child = array("I")
@@ -223,9 +227,15 @@ class Tree:
             column[target] = column[source]
 
     def intern(self, xattrs: XattrSet) -> int:
-        """The index of a set of extended attributes in `xattr_sets`."""
+        """The index of a set of extended attributes in `xattr_sets`.
+
+        Raises LimitExceededError if the sets of the tree have more than MAX_XATTRS attributes.
+        """
         known = self._xattr_ids.get(xattrs)
         if known is None:
+            self._xattr_count += len(xattrs)
+            if self._xattr_count > MAX_XATTRS:
+                raise LimitExceededError(f"the tree has more than {MAX_XATTRS} extended attributes", subject="xattrs")
             known = self._xattr_ids[xattrs] = len(self.xattr_sets)
             self.xattr_sets.append(xattrs)
         return known
