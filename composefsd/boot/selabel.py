@@ -22,7 +22,7 @@ from typing import Final, Self, TypeVar
 from composefsd.boot import pcre, regexp
 from composefsd.boot.automaton import LETTERS, NO_RULE, Automaton, Rule
 from composefsd.boot.files import WHITE_SPACE, ObjectReader, find_directory, find_file, get_directory, read_file
-from composefsd.errors import FormatError, LimitExceededError, NotBootableError
+from composefsd.errors import ComposefsdError, FormatError, LimitExceededError, NotBootableError, UnsupportedError
 from composefsd.tree.table import Kind, Tree
 
 T = TypeVar("T")
@@ -106,11 +106,10 @@ class Policy:
     def _built(cls, lines: list[_Line], aliases: dict[bytes, bytes]) -> Self:
         rules, exceptions = [], []
         for number, line in enumerate(lines):
-            try:
-                rules.append(Rule(regexp.parse(line.pattern), line.letter))
-            except FormatError as refused:
-                rules.append(Rule(regexp.NEVER, line.letter))
-                exceptions.append((number, _exception(line, refused)))
+            pattern, exception = _compiled(line)
+            rules.append(Rule(pattern, line.letter))
+            if exception is not None:
+                exceptions.append((number, exception))
         return cls(
             Automaton(rules),
             tuple(line.context for line in lines),
@@ -216,12 +215,30 @@ def _aliases(file: str, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield words[0].encode(), words[1].encode()
 
 
+def _compiled(line: _Line) -> tuple[regexp.Node, re.Pattern[bytes] | None]:
+    """The pattern of a rule; if only PCRE2 can read it, one that never matches, and the pattern as an exception."""
+    try:
+        return regexp.parse(line.pattern), None
+    except FormatError as refused:
+        return regexp.NEVER, _exception(line, refused)
+    except (LimitExceededError, UnsupportedError) as error:
+        raise _named(error, line) from error
+
+
+def _named(error: LimitExceededError | UnsupportedError, line: _Line) -> ComposefsdError:
+    """The error with the pattern that it is about."""
+    message = f"file_contexts: {line.pattern[:200]!r}: {error.message}"
+    return type(error)(message, **{**error.facts, "subject": "file_contexts"})
+
+
 def _exception(line: _Line, refused: FormatError) -> re.Pattern[bytes]:
     try:
         return pcre.compile_rule(line.pattern, line.letter)
     except FormatError as error:
         message = f"file_contexts: {line.pattern[:200]!r}: {refused}; as PCRE2: {error}"
         raise FormatError(message, subject="file_contexts") from error
+    except (LimitExceededError, UnsupportedError) as error:
+        raise _named(error, line) from error
 
 
 def _by_directory(aliases: dict[bytes, bytes]) -> dict[bytes, dict[bytes, bytes]]:

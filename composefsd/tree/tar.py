@@ -198,7 +198,7 @@ class _Parser:
             raise FormatError("the archive is cut short, or has a single block of zeros")
         if self._extensions:
             raise FormatError("an extension header without an entry")
-        if block:  # composefs-rs accepts an archive without the two blocks
+        if block:  # else the two blocks are missing, which composefs-rs minds only behind an entry without content
             self._stream.rest()
 
     def _read_extension(self, fields: tuple[bytes, ...]) -> int:

@@ -175,6 +175,17 @@ def test_a_rule_of_a_type_for_pcre2_holds_for_it_alone() -> None:
     assert policy.label(b"/a", Kind.SYMLINK) == b"default"
 
 
+@pytest.mark.parametrize(
+    ("pattern", "error"),
+    [("/(a(?1)?b)", UnsupportedError), ("(?u)/a", UnsupportedError), ("(" * 70 + "a" + ")" * 70, LimitExceededError)],
+)
+def test_an_error_names_the_pattern_it_is_about(pattern: str, error: type[ComposefsdError]) -> None:
+    with pytest.raises(error) as caught:
+        _policy(f"/.* default\n{pattern} l\n")
+    assert repr(pattern) in caught.value.message
+    assert caught.value.facts["subject"] == "file_contexts"
+
+
 def test_what_cannot_be_run_is_told_from_what_is_malformed() -> None:
     with pytest.raises(UnsupportedError):
         _policy("/(?1) l")
