@@ -61,6 +61,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = _parser().parse_args(argv)
     if args.verb == "compute-id" and args.json and args.dumpfile:
         _parser().error("--dumpfile is text: it cannot be had with --json")
+    if args.verb == "inspect" and args.json and args.document == "dumpfile":
+        _parser().error("a dumpfile is text: it cannot be had with --json")
     if args.verb == "inspect" and args.kind and args.document != "dumpfile":
         _parser().error("--kind is for --document dumpfile")
     return args

@@ -38,12 +38,11 @@ from composefsd.oci.storage import (
     manifest_stream,
 )
 from composefsd.repository import Repository, links, refs
-from composefsd.repository.fsck import Finding, Severity
+from composefsd.repository.fsck import Finding, Severity, printable
 from composefsd.repository.links import Category
 from composefsd.repository.refs import MANIFEST_PREFIX
 from composefsd.splitstream import Splitstream
 from composefsd.splitstream.format import ContentType
-from composefsd.verity import CHUNK_BYTES
 
 LAYER_PREFIX: Final = "oci-layer-"
 SEAL_LABEL: Final = "containers.composefs.fsverity"
@@ -385,10 +384,22 @@ def _digest(repository: Repository, stream: Splitstream, algorithm: str) -> Diff
         if isinstance(chunk, bytes):
             content.update(chunk)
             continue
-        with os.fdopen(repository.objects.open(stream.object_refs[chunk]), "rb", buffering=0) as file:
-            while piece := file.read(CHUNK_BYTES):
-                content.update(piece)
+        for piece in repository.objects.pieces(stream.object_refs[chunk]):
+            content.update(piece)
     return DiffId(algorithm, content.hexdigest())
+
+
+def require_layer(repository: Repository, name: str, stream: Splitstream) -> None:
+    """For a stream that somebody would call `name`: raises CorruptError or FormatError if a layer is called so, and
+    it is not that layer.
+
+    Whoever pulls an image takes a layer by its name alone.  Of a packed tar of an artifact nothing can be said, so it
+    is none, either.
+    """
+    if name.startswith(LAYER_PREFIX):
+        problem = _layer_problem(repository, stream, DiffId.parse(name.removeprefix(LAYER_PREFIX)), LayerForm.TAR)
+        if problem is not None:
+            raise CorruptError(f"it is not the layer that its name says: {problem[1]}", subject=name)
 
 
 def stream_names(repository: Repository, prefix: str) -> list[str]:
@@ -399,7 +410,6 @@ def stream_names(repository: Repository, prefix: str) -> list[str]:
 
 def check_names(repository: Repository) -> Iterator[Finding]:
     """What is wrong with the names of images, and with tags."""
-    known = set(stream_names(repository, MANIFEST_PREFIX))
     for prefix in (MANIFEST_PREFIX, CONFIG_PREFIX):
         for name in stream_names(repository, prefix):
             try:
@@ -410,6 +420,7 @@ def check_names(repository: Repository) -> Iterator[Finding]:
         found = sorted(links.refs(repository.fd, Category.STREAMS, _TAGS))
     except ComposefsdError:  # the check of the repository tells about it
         found = []
+    known = set(stream_names(repository, MANIFEST_PREFIX))  # after the tags: an image gets its name before a tag
     for path, text in found:
         name = refs.decode_tag(path.removeprefix(f"{Category.STREAMS}/{links.REFS}/{_TAGS}/"))
         target = links.last_component(text) or ""
@@ -436,5 +447,5 @@ def _invalid_name(name: str, error: ComposefsdError) -> Finding:
 def _finding(
     code: Code, subject: str, message: str, facts: Mapping[str, str] = NO_FACTS, severity: Severity = Severity.ERROR
 ) -> Finding:
-    text = [os.fsencode(one).decode(errors="replace") for one in (subject, message)]
-    return Finding(severity, code, text[0], text[1], facts)
+    told = {name: printable(fact) for name, fact in facts.items()}
+    return Finding(severity, code, printable(subject), printable(message), told)

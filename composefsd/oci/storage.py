@@ -7,7 +7,6 @@ has no composefs images.
 Defined by composefs-rs (its OCI crate); `reference names` such as `composefs.image.boot.v1` are part of the format.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -122,11 +121,12 @@ def _document(repository: Repository, stream: Splitstream, name: str, digest: Oc
 
 
 def content_type(repository: Repository, stream: bytes) -> int:
-    """What a splitstream is, by its first bytes: a layer's may be large.  Raises ObjectMissingError, FormatError."""
-    with os.fdopen(repository.objects.open(stream), "rb", buffering=0) as file:
-        header = Header.parse(file.read(HEADER_BYTES))
-        file.seek(header.info.start)
-        return Info.parse(file.read(INFO_BYTES)).content_type
+    """What a splitstream is, by its first bytes: a layer's may be large.
+
+    Raises ObjectMissingError, CorruptError, FormatError, DeviceError.
+    """
+    header = Header.parse(repository.objects.read_part(stream, 0, HEADER_BYTES))
+    return Info.parse(repository.objects.read_part(stream, header.info.start, INFO_BYTES)).content_type
 
 
 def load_image(repository: Repository, digest: OciDigest) -> StoredImage:

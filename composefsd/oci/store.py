@@ -21,6 +21,8 @@ from composefsd.errors import (
     CorruptError,
     DigestMismatchError,
     FormatError,
+    InvalidNameError,
+    LimitExceededError,
     NameInUseError,
     NoSpaceError,
     NoSuchObjectError,
@@ -309,7 +311,7 @@ def _read(repository: Repository, name: str, kind: int) -> Splitstream | None:
     """A stream; None if it is damaged, or not there: fsck tells about it, and nothing else shall fail for it."""
     try:
         return repository.read_stream(name, kind)
-    except (CorruptError, FormatError, NoSuchObjectError, ObjectMissingError) as error:
+    except (CorruptError, FormatError, LimitExceededError, NoSuchObjectError, ObjectMissingError) as error:
         if not isinstance(error, NoSuchObjectError):
             log.warning("stream %s cannot be read: %s", name, error.message)
         return None
@@ -375,10 +377,13 @@ def _held(repository: Repository, config: OciDigest, config_id: bytes) -> Iterat
 
 
 def _current(repository: Repository, name: str) -> bytes | None:
-    """What the link of a stream names; None if there is none, or one that names no object and keeps nothing."""
+    """What the link of a stream names; None if there is none, or one that names no object and keeps nothing.
+
+    The name may be from a stream that somebody else wrote: nothing has one that is impossible.
+    """
     try:
         return repository.stream(name)
-    except CorruptError:
+    except (CorruptError, InvalidNameError):
         return None
 
 
@@ -396,6 +401,9 @@ def settle(repository: Repository, config: OciDigest | None = None) -> None:
 
     One that names another stream keeps that, but not what the current one names, nor the config's document if that
     belongs to nobody else: composefs-rs writes a config anew for one of its manifests only.
+
+    Without `config` this comes before a collection, which would take what the named stream leads to as nobody's.  So
+    it raises CorruptError if that stream is sound and the current one is damaged or gone: a repair can put it back.
     """
     for one in _unsettled(repository, config):
         data = _rewritten(repository, one.stream, {**one.stream.named_refs, one.key: one.current})
@@ -421,14 +429,35 @@ def _unsettled(repository: Repository, config: OciDigest | None = None) -> Itera
     for digest in manifests(repository):
         name = manifest_stream(digest)
         stream = _read(repository, name, ContentType.OCI_MANIFEST)
-        if stream is None:
+        if stream is None or not _is_document(repository, stream):  # fsck tells about it
             continue
         for key, named in stream.named_refs.items():
             if not key.startswith(_CONFIG_KEY) or (config is not None and key != _config_key(config)):
                 continue
-            current = _current(repository, f"{CONFIG_PREFIX}{key.removeprefix(_CONFIG_KEY)}")
-            if current is not None and current != named and repository.objects.has(current):
+            config_name = f"{CONFIG_PREFIX}{key.removeprefix(_CONFIG_KEY)}"
+            current = _current(repository, config_name)
+            if current == named:
+                continue
+            if current is not None and (_is_config(repository, current) or not _is_config(repository, named)):
                 yield _Unsettled(name, stream, key, current)
+            elif config is None and _is_config(repository, named):
+                raise CorruptError(
+                    f"stream {config_name} is damaged, and {name} has another one that is not; repair the repository",
+                    subject=config_name,
+                )
+
+
+def _is_config(repository: Repository, digest: bytes) -> bool:
+    """Whether this is the stream of a config, and has its document."""
+    try:
+        return _is_document(repository, repository.read_stream_object(digest, ContentType.OCI_CONFIG))
+    except (CorruptError, FormatError, LimitExceededError, ObjectMissingError):
+        return False
+
+
+def _is_document(repository: Repository, stream: Splitstream) -> bool:
+    """Whether a stream is of one object, and that is there."""
+    return len(stream.object_refs) == 1 and repository.objects.has(stream.object_refs[0])
 
 
 def _rewritten(repository: Repository, stream: Splitstream, references: Mapping[str, bytes]) -> bytes:

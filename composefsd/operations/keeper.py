@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from composefsd.digests import OciDigest
 from composefsd.errors import ComposefsdError, FormatError, LimitExceededError
-from composefsd.oci.fsck import Inspector, check_names
+from composefsd.oci.fsck import Inspector, check_names, require_layer
 from composefsd.oci.storage import manifests
 from composefsd.oci.store import settle, unsettled_configs
 from composefsd.operations.explaining import reasons_for
@@ -154,7 +154,8 @@ def mend(call: Call) -> dict[str, Any]:
         for digest in map(bytes.fromhex, call.args["seals"]):
             attempt(object_path(digest), "given fs-verity", partial(repository.objects.reseal, digest))
         for path in call.args["files"]:
-            attempt(path, "made an object, and linked", partial(adopt_file, repository, path))
+            step = partial(adopt_file, repository, path, partial(require_layer, repository))
+            attempt(path, "made an object, and linked", step)
         for digest in map(bytes.fromhex, call.args["images"]):
             attempt(f"{Category.IMAGES}/{digest.hex()}", "linked again", partial(link_image, repository, digest))
         for name, hexes in call.args["streams"].items():

@@ -157,31 +157,38 @@ class LayerFetcher:
         """
         args = _blob_args(layer, blob.offset) | {"limit": self.limit_bytes}
         with ExitStack() as stack:
-            copy = self.repository.objects.temporary()
-            stack.callback(self.repository.objects.discard, copy)
             with _closing(blob.fd):
+                copy = self.repository.objects.temporary()
+                stack.callback(self.repository.objects.discard, copy)
                 await self.storer.call("copy_blob", args, (blob.fd, copy))
             return await self._unpack(layer, Blob(os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC), 0))
 
     async def _unpack(self, layer: Layer, blob: Blob) -> StoredLayer:
-        with ExitStack() as stack:
+        with ExitStack() as stack, ExitStack() as ours:
+            ours.callback(os.close, blob.fd)
             columns_fd, digests_fd = (_memfd(name, stack) for name in ("columns", "digests"))
-            stored, columns = await self._transfer(layer, blob, columns_fd, digests_fd)
+            stored, columns = await self._transfer(layer, blob, columns_fd, digests_fd, ours)
             if self._passed < _PASSED_LAYERS:
                 self._passed += 1
                 self.keep.push(stack.pop_all())
                 return StoredLayer(layer.diff_id, stored, columns)
         return StoredLayer(layer.diff_id, stored)
 
-    async def _transfer(self, layer: Layer, blob: Blob, columns_fd: int, digests_fd: int) -> tuple[bytes, Columns]:
-        """Unpack, store and name a layer; answers with its stream, and with what lies in the memfds."""
+    async def _transfer(
+        self, layer: Layer, blob: Blob, columns_fd: int, digests_fd: int, ours: ExitStack
+    ) -> tuple[bytes, Columns]:
+        """Unpack, store and name a layer; answers with its stream, and with what lies in the memfds.
+
+        `ours` closes what is the workers' alone once they have it.
+        """
         unpack = _blob_args(layer, blob.offset) | {"compression": layer.blob.compression().value}
         promised = None if layer.form is LayerForm.PACKED else str(layer.diff_id)
         store = {"diff_id": promised, "limit": self.limit_bytes} | self._repair(layer)
         async with self._unpacker(layer) as unpacker:
-            with _closing(blob.fd), _ring() as (writing, reading):
-                await unpacker.start("unpack", unpack, (blob.fd, *writing, columns_fd))
-                await self.storer.start("store_layer", store, (self.repository.fd, *reading, digests_fd))
+            writing, reading = ours.enter_context(_ring())
+            await unpacker.start("unpack", unpack, (blob.fd, *writing, columns_fd))
+            await self.storer.start("store_layer", store, (self.repository.fd, *reading, digests_fd))
+            ours.close()
             # Our copies of the ring are closed, so that either worker notices if the other one dies.
             unpacked, stored = await _both(unpacker.finish(self._on_event), self.storer.finish())
         await self._name(layer, stored)

@@ -121,8 +121,12 @@ class _Mender:
         return bool(answer["done"])
 
     def _order(self, survey: Survey) -> dict[str, list[str] | dict[str, str]]:
+        streams: dict[str, str] = {}
+        for state in survey.states:
+            for name, digest in state.links.items():
+                streams |= dict.fromkeys(self._once(f"{Category.STREAMS}/{name}", name), digest.hex())
         seals, files, images = list[str](), list[str](), list[str]()
-        for one in survey.findings:
+        for one in survey.findings:  # a file in the place of one of the streams is second choice
             linked, stored = _IMAGE.fullmatch(one.subject), _OBJECT.fullmatch(one.subject)
             if one.code == Code.OBJECT_VERITY_MISSING and stored:
                 seals += self._once(one.subject, stored[1] + stored[2])
@@ -133,10 +137,6 @@ class _Mender:
             elif one.code == ImageCode.IMAGE_UNLINKED:
                 hexes = one.facts["object"]
                 images += self._once(f"{Category.IMAGES}/{hexes}", hexes)
-        streams: dict[str, str] = {}
-        for state in survey.states:
-            for name, digest in state.links.items():
-                streams |= dict.fromkeys(self._once(f"{Category.STREAMS}/{name}", name), digest.hex())
         return {"seals": seals, "files": files, "images": images, "streams": streams}
 
     def _once(self, key: str, value: str) -> list[str]:

@@ -38,9 +38,10 @@ async def enable_verity(host: Host, progress: Progress) -> VerityResult:
     async with host.alone() as (repository, lock):
         if repository.verity:
             await asyncio.to_thread(repository.make_secure)
-            return VerityResult(already_secure=True)
-        await asyncio.to_thread(_prepare, repository)
-        result = await _enable(repository, lock, progress)
+            result = VerityResult(already_secure=True)
+        else:
+            await asyncio.to_thread(_prepare, repository)
+            result = await _enable(repository, lock, progress)
     host.look_again()
     return result
 

@@ -30,6 +30,7 @@ Tick = Callable[[int, int], None]
 _TICK_OBJECTS: Final = 64
 _SMALL_BYTES: Final = verity.CHUNK_BYTES
 _FACT_CHARACTERS: Final = 300
+_NO_TEXT: Final = re.compile("[\ud800-\udfff]")
 
 
 class Severity(StrEnum):
@@ -326,9 +327,19 @@ def _check_ref(repo: Repository, path: str, names: set[str]) -> Iterator[Finding
         return
     if not resolves:
         yield _error(Code.BROKEN_SYMLINK, path, f"it leads to {text[:300]}, which is not there", target=text)
-    elif links.last_component(text) not in names:
+    elif not _is_entry(repo, path, links.last_component(text), names):
         message = f"it leads to {text[:300]}, not to an entry of its category"
         yield _error(Code.REF_NOT_AN_ENTRY, path, message, target=text)
+
+
+def _is_entry(repo: Repository, ref: str, name: str | None, names: set[str]) -> bool:
+    """Whether the ref leads to a link of its category: one of `names`, or one that was made since they were read."""
+    if name is None or name in names:
+        return name is not None
+    try:
+        return links.read(repo.fd, f"{ref.partition('/')[0]}/{name}") is not None
+    except ComposefsdError:  # no link
+        return False
 
 
 def _strays(repo: Repository) -> Iterator[Finding]:
@@ -346,10 +357,10 @@ def _strays(repo: Repository) -> Iterator[Finding]:
 
 
 def _error(code: Code, subject: str, message: str | ComposefsdError, **facts: str) -> Finding:
-    known = {name: _printable(fact[:_FACT_CHARACTERS]) for name, fact in facts.items()}
-    return Finding(Severity.ERROR, code, _printable(subject), _printable(str(message)), known)
+    known = {name: printable(fact[:_FACT_CHARACTERS]) for name, fact in facts.items()}
+    return Finding(Severity.ERROR, code, printable(subject), printable(str(message)), known)
 
 
-def _printable(text: str) -> str:
-    """Names need not be UTF-8, findings must be."""
-    return os.fsencode(text).decode(errors="replace") if not text.isascii() else text
+def printable(text: str) -> str:
+    """Names need not be UTF-8, and JSON can write what is none; findings must be."""
+    return _NO_TEXT.sub("\ufffd", text)

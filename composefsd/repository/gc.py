@@ -13,11 +13,12 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
-from composefsd.errors import CorruptError
+from composefsd.errors import CorruptError, ObjectMissingError
 from composefsd.linux.oserrors import translate, translated
 from composefsd.repository import links, setup
 from composefsd.repository.drafts import is_temporary
@@ -123,7 +124,8 @@ def temporaries(repo: Repository) -> Iterator[Gone]:
         for name, _, is_directory in links.listing(repo.fd, directory or "."):
             if is_temporary(name, prefix) and not is_directory:
                 path = f"{directory}/{name}".lstrip("/")
-                yield Gone(What.TEMPORARY, path, _size(repo.fd, path))
+                with suppress(ObjectMissingError):  # the living use them up
+                    yield Gone(What.TEMPORARY, path, _size(repo.fd, path))
 
 
 def _ignore(_done: int, _total: int) -> None:
@@ -248,7 +250,10 @@ def _listing(root: int, directory: str) -> list[tuple[str, bool]]:
 
 def _size(root: int, path: str) -> int:
     with translated(f"looking at {path}", subject=path):
-        return os.stat(path, dir_fd=root, follow_symlinks=False).st_size
+        try:
+            return os.stat(path, dir_fd=root, follow_symlinks=False).st_size
+        except FileNotFoundError as error:
+            raise ObjectMissingError(f"{path} went away", subject=path) from error
 
 
 def _unlink(root: int, path: str) -> None:

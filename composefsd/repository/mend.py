@@ -7,14 +7,14 @@ lock, and calls `Repository.sync` behind all steps.
 
 import os
 import stat
+from collections.abc import Callable
 
-from composefsd.digests import ObjectId
 from composefsd.erofs import reader as erofs
 from composefsd.errors import CorruptError, LimitExceededError
 from composefsd.linux.oserrors import translated
 from composefsd.repository import images, links
 from composefsd.repository.links import Category
-from composefsd.repository.objects import DIRECTORY
+from composefsd.repository.objects import object_path
 from composefsd.repository.repository import Repository
 from composefsd.splitstream import Splitstream
 
@@ -33,17 +33,25 @@ def link_image(repo: Repository, digest: bytes) -> None:
 def link_stream(repo: Repository, name: str, digest: bytes) -> None:
     """Let `name` stand for the splitstream `digest`, whose content the caller knows to be what the name says.
 
-    Raises what `Repository.read_stream_object` and `Repository.link_stream` raise.
+    It takes the place of a file, too, as `adopt_file` finds it.  Raises what `Repository.read_stream_object` and
+    `Repository.link_stream` raise.
     """
     repo.read_stream_object(digest)
-    repo.link_stream(name, digest)
+    path = f"{Category.STREAMS}/{name}"
+    if _is_file(repo.fd, path):
+        repo.require_writable()
+        repo.sync()
+        links.force(repo.fd, path, object_path(digest))
+    else:
+        repo.link_stream(name, digest)
 
 
-def adopt_file(repo: Repository, path: str) -> None:
+def adopt_file(repo: Repository, path: str, require: Callable[[str, Splitstream], None]) -> None:
     """Make an object of a file that lies where a link ought to be, and put the link in its place.
 
     That is what a copy of a repository looks like that was made without its symbolic links.  Raises CorruptError if
-    it is anything else: an image that is not of its name's digest, no splitstream, no regular file.
+    it is anything else: an image that is not of its name's digest, no splitstream, no regular file.  A file has no
+    digest that vouches for it, so `require` is asked about a stream of that name, and raises if it is not to be had.
     """
     repo.require_writable()
     category, _, name = path.partition("/")
@@ -51,12 +59,20 @@ def adopt_file(repo: Repository, path: str) -> None:
     if category == Category.IMAGES:
         erofs.check(data, repo.algorithm)
     else:
-        Splitstream.parse(data, repo.algorithm)
+        require(name, Splitstream.parse(data, repo.algorithm))
     digest = repo.objects.store(data)
     if category == Category.IMAGES and digest.hex() != name:
         raise CorruptError(f"{path} is a file with the digest {digest.hex()}", subject=path)
     repo.sync()
-    links.force(repo.fd, path, f"{DIRECTORY}/{ObjectId(digest).path}")
+    links.force(repo.fd, path, object_path(digest))
+
+
+def _is_file(root: int, path: str) -> bool:
+    with translated(f"looking at {path}", subject=path):
+        try:
+            return stat.S_ISREG(os.stat(path, dir_fd=root, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
 
 
 def _read(root: int, path: str) -> bytes:

@@ -7,7 +7,7 @@ repository's `sync`: that is one barrier for all objects of an operation, and it
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 from composefsd import verity
@@ -110,6 +110,29 @@ class ObjectStore:
                 f"the content of object {digest.hex()} is not what its name says", subject=digest.hex()
             )
         return data
+
+    def read_part(self, digest: bytes, start: int, count: int) -> bytes:
+        """At most `count` bytes of the object from `start`, nothing beyond its end; only fs-verity checks them.
+
+        Raises what `open` raises.
+        """
+        fd = self.open(digest)
+        with translated("reading an object", subject=digest.hex()), os.fdopen(fd, "rb", buffering=0):
+            return pread_all(fd, count, start) if start < os.fstat(fd).st_size else b""
+
+    def pieces(self, digest: bytes) -> Iterator[bytes]:
+        """The content of the object in pieces of at most a mebibyte; only fs-verity checks them.
+
+        Raises what `open` raises.
+        """
+        fd = self.open(digest)
+        with os.fdopen(fd, "rb", buffering=0):
+            while piece := self._piece(fd, digest):
+                yield piece
+
+    def _piece(self, fd: int, digest: bytes) -> bytes:
+        with translated("reading an object", subject=digest.hex()):
+            return os.read(fd, verity.CHUNK_BYTES)
 
     def _open(self, digest: bytes) -> tuple[int, bool]:
         """The object's descriptor, and whether the kernel vouches for its content."""

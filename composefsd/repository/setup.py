@@ -15,7 +15,7 @@ from composefsd.errors import (
     VerityRequiredError,
 )
 from composefsd.linux import fsverity
-from composefsd.linux.oserrors import translated
+from composefsd.linux.oserrors import translate, translated
 from composefsd.repository import links, metadata
 from composefsd.repository.drafts import Draft, temporary_name
 from composefsd.repository.metadata import Metadata
@@ -57,9 +57,14 @@ def load(root: int) -> tuple[Metadata, bool]:
         else:
             message = f"the directory is no repository: it has no {metadata.NAME}"
         raise IncompatibleRepositoryError(message) from error
-    with translated(f"reading {metadata.NAME}"), os.fdopen(fd, "rb", buffering=0) as file:
-        found = Metadata.parse(_content(file))
-        return found, _has_verity(fd, found.algorithm)
+    except OSError as error:  # a symbolic link, for one
+        raise translate(error, f"opening {metadata.NAME}", subject=metadata.NAME) from error
+    try:
+        with translated(f"reading {metadata.NAME}"), FileIO(fd, closefd=False) as file:
+            found = Metadata.parse(_content(file))
+            return found, _has_verity(fd, found.algorithm)
+    finally:
+        os.close(fd)
 
 
 def _content(file: FileIO) -> bytes:

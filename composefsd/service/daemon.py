@@ -29,10 +29,11 @@ from composefsd.service.dumps import Dumps
 from composefsd.service.errors import describe
 from composefsd.service.export import ObjectTree
 from composefsd.service.history import History
-from composefsd.service.image import ImageObject
+from composefsd.service.image import LENT_BYTES, ImageObject
 from composefsd.service.job import JobDesk, JobExporter
 from composefsd.service.job_table import JobTable
 from composefsd.service.jobs import Job, now_usec
+from composefsd.service.loans import Loans
 from composefsd.service.manager import Manager
 from composefsd.service.polkit import Polkit
 from composefsd.service.repository import RepositoryInterface
@@ -116,10 +117,10 @@ class Daemon:
         for name, text in condition.problems:
             log.warning("%s: %s", name, text)
         self._manager = Manager(services, condition)
-        services.tree.export(self._manager, RepositoryInterface(services, condition), Boot(services))
-        services.catalog.show_with(
-            Makers(partial(ImageObject, services.tree, host, Dumps(services)), partial(DeploymentObject, services))
-        )
+        dumps = Dumps(services)
+        services.tree.export(self._manager, RepositoryInterface(services, condition, dumps), Boot(services))
+        image = partial(ImageObject, services.tree, host, dumps, Loans("documents", LENT_BYTES))
+        services.catalog.show_with(Makers(image, partial(DeploymentObject, services)))
         for watcher in (
             JobExporter(services.tree, services.desk),
             _Counting(services.tally),

@@ -2,13 +2,14 @@
 
 A dumpfile holds file names and small files, which an image that is private keeps to itself, and making one costs as
 much as computing a digest.  So it takes the right to compute; one is made at a time, and a caller has to wait for it.
-The memory of a dumpfile is the daemon's as long as the caller keeps the descriptor, so its size is bounded.
+The memory of a dumpfile is the daemon's as long as the caller keeps the descriptor, so its size is bounded, and so is
+what callers keep.
 """
 
 import asyncio
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Final
 
 from dbus_next import Variant
@@ -18,6 +19,7 @@ from composefsd.errors import LimitExceededError
 from composefsd.operations.build import ImageOrder
 from composefsd.operations.generate import dump
 from composefsd.operations.model import ImageKind
+from composefsd.service.loans import Loans
 from composefsd.service.memfd import memory_file, seal
 from composefsd.service.options import Options, choice, word
 from composefsd.service.owner import is_owner
@@ -30,6 +32,9 @@ DUMPFILE: Final = "dumpfile"
 
 MAX_BYTES: Final = 256 << 20
 """Of one dumpfile; that of a Debian with half a million files has less, with the longer of the hashes."""
+
+LENT_BYTES: Final = 2 * MAX_BYTES
+"""Of all dumpfiles that callers have open: two of the largest can be compared."""
 
 WAITING: Final = 8
 """Callers that may wait in all; one for each uid, but for the daemon's own."""
@@ -45,12 +50,18 @@ class Dumps:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._turn = asyncio.Lock()
+        self._loans = Loans("dumpfiles", LENT_BYTES)
         self._waiting: list[int] = []
+
+    def pause(self) -> AbstractAsyncContextManager[None]:
+        """For a block in which none is made: it begins when those that wait already were made."""
+        return self._turn
 
     async def open(self, image: OciDigest, options: dict[str, Variant]) -> int:
         """The dumpfile of an image, in a descriptor that is the caller's to close.
 
-        Raises AccessDeniedError, LimitExceededError if it is too large or too many wait, and what `dump` raises.
+        Raises AccessDeniedError, LimitExceededError if it is too large, too many wait or callers keep too much open,
+        and what `dump` raises.
         """
         given = Options(options, _KIND, _HASH, _XATTRS)
         kind = given.get(_KIND, ImageKind.NORMATIVE)
@@ -63,7 +74,8 @@ class Dumps:
         await self._services.polkit.require(Action.COMPUTE, caller, details, question)
         with self._place(caller.uid), caller.client.while_present():
             async with self._turn:
-                descriptor = await self._make(image, order, algorithm)
+                self._loans.require(MAX_BYTES)
+                descriptor = self._loans.lend(await self._make(image, order, algorithm))
         caller.client.charge_answer(os.fstat(descriptor).st_size)
         return descriptor
 

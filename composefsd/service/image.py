@@ -14,12 +14,16 @@ from composefsd.service.catalog import ImageFacts
 from composefsd.service.dumps import DUMPFILE, Dumps
 from composefsd.service.export import View
 from composefsd.service.interface import AO, AS, ASV, Channel, H, S, T, U, dbus_method, dbus_property
+from composefsd.service.loans import Loans
 from composefsd.service.memfd import sealed
 from composefsd.service.options import Options
 from composefsd.service.wire import variant
 
 _DOCUMENT_BYTES: Final = 4 << 20
 _REPLY_BYTES: Final = _DOCUMENT_BYTES + 4096
+
+LENT_BYTES: Final = 32 << 20
+"""Of all manifests and configs that callers have open, which anybody may ask for."""
 
 Digests = Annotated[list[tuple[str, str, str, int, str]], "a(sssus)"]
 Trust = Annotated[tuple[str, str, dict[str, Variant]], "(ssa{sv})"]
@@ -32,10 +36,11 @@ _DETAIL_TYPES: Final = {bool: "b", int: "t", str: "s"}
 class ImageObject(View[ImageFacts], interface=names.IMAGE):
     """An image on the bus."""
 
-    def __init__(self, channel: Channel, host: Host, dumps: Dumps, facts: ImageFacts) -> None:
+    def __init__(self, channel: Channel, host: Host, dumps: Dumps, loans: Loans, facts: ImageFacts) -> None:
         super().__init__(channel, names.image_path(facts.info.manifest_digest), facts)
         self._host = host
         self._dumps = dumps
+        self._loans = loans
 
     @property
     def _info(self) -> ImageInfo:
@@ -46,7 +51,9 @@ class ImageObject(View[ImageFacts], interface=names.IMAGE):
         """The manifest, the config or the dumpfile in a sealed memfd, which the caller gets."""
         if which == DUMPFILE:
             return await self._dumps.open(self._info.manifest_digest, options)
-        return sealed(which, await self._document(which, options))
+        data = await self._document(which, options)
+        self._loans.require(len(data))
+        return self._loans.lend(sealed(which, data))
 
     @dbus_method("ReadDocument", reads=True, reply_bytes=_REPLY_BYTES)
     async def read_document(self, which: S, options: ASV) -> S:

@@ -14,15 +14,18 @@ from composefsd.service.history import Record
 from composefsd.service.interface import ASV, B, D, H, S, Served, T, U, dbus_method, dbus_property
 from composefsd.service.job_table import JobTable
 from composefsd.service.jobs import ENDED, Job
+from composefsd.service.loans import Loans
 from composefsd.service.options import Options
 from composefsd.service.polkit import Action, Polkit
 from composefsd.service.wire import variant
 
 _DOCUMENT_BYTES: Final = TEXT_BYTES + 4096
+_LENT_BYTES: Final = 128 << 20
+"""Of all documents of jobs that callers have open: four of the largest."""
+
 _PROGRESS_SECONDS: Final = 0.2
 _PROGRESS: Final = ("Stage", "Progress", "Bytes", "Items", "Rate")
 
-TTT = Annotated[tuple[int, int, int], "ttt"]
 Waited = Annotated[tuple[str, Mapping[str, Variant]], "sa{sv}"]
 ByteCounts = Annotated[tuple[int, int, int], "(ttt)"]
 ItemCounts = Annotated[tuple[int, int], "(tt)"]
@@ -36,6 +39,7 @@ class JobDesk:
         self.jobs = jobs
         self._callers = callers
         self._polkit = polkit
+        self.loans = Loans("documents of jobs", _LENT_BYTES)
 
     async def cancel(self, job: Job) -> None:
         """Cancel for the caller: one's own jobs need no right."""
@@ -86,7 +90,9 @@ class JobObject(Served, interface=names.JOB):
     @dbus_method("OpenDocument", reads=True)
     async def open_document(self, which: S, options: ASV) -> H:
         """A document that the job has left, in a sealed memfd, which the caller gets."""
-        return self._document(which, options).open()
+        document = self._document(which, options)
+        self._desk.loans.require(document.size_bytes)
+        return self._desk.loans.lend(document.open())
 
     @dbus_method("ReadDocument", reads=True, reply_bytes=_DOCUMENT_BYTES)
     async def read_document(self, which: S, options: ASV) -> S:

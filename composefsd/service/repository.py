@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -22,6 +22,7 @@ from composefsd.operations.verity import enable_verity
 from composefsd.service import names
 from composefsd.service.caller import current_call
 from composefsd.service.condition import Condition
+from composefsd.service.dumps import Dumps
 from composefsd.service.interface import ASV, TO, B, S, Served, T, U, dbus_method, dbus_property
 from composefsd.service.jobs import Result, now_usec
 from composefsd.service.meter import JobKind, Meter
@@ -77,11 +78,12 @@ def _repaired(result: CheckResult) -> dict[str, Variant]:
 class RepositoryInterface(Served, interface=names.REPOSITORY):
     """The repository on the bus."""
 
-    def __init__(self, services: Services, condition: Condition) -> None:
+    def __init__(self, services: Services, condition: Condition, dumps: Dumps) -> None:
         super().__init__(services.tree, names.ROOT_PATH)
         self._services = services
         self._host = services.host
         self._condition = condition
+        self._dumps = dumps
         self._milestones = Milestones.load(self._host.settings.state)
         self._explaining = Turns("explaining", waiting=8, seconds=EXPLAIN_SECONDS)
 
@@ -100,8 +102,7 @@ class RepositoryInterface(Served, interface=names.REPOSITORY):
 
     async def _collect(self, meter: Meter, *, dry_run: bool) -> Result:
         listing = meter.documents.begin(GARBAGE)
-        # Explaining holds the shared lock, so asking again and again could keep a collection off.
-        async with nullcontext() if dry_run else self._explaining.pause():
+        async with nullcontext() if dry_run else self._undisturbed():
             found = await collect_garbage(self._host, dry_run=dry_run, progress=meter, listing=listing.fd)
         if not dry_run:
             self._services.tally.add("bytes-freed", found.bytes_freed)
@@ -115,6 +116,12 @@ class RepositoryInterface(Served, interface=names.REPOSITORY):
             "streams-pruned": variant("t", found.streams_pruned),
             "unlisted": variant("t", found.unlisted),
         }
+
+    @asynccontextmanager
+    async def _undisturbed(self) -> AsyncIterator[None]:
+        """For a block that takes the exclusive lock: calls that hold the shared one, again and again, wait for it."""
+        async with self._explaining.pause(), self._dumps.pause():
+            yield
 
     @dbus_method("Explain", reads=True)
     async def explain(self, what: S) -> Reasons:
@@ -184,7 +191,8 @@ class RepositoryInterface(Served, interface=names.REPOSITORY):
     async def _enable_verity(self, meter: Meter) -> Result:
         self._announce_findings(meter, MAX_FINDINGS)
         try:
-            done = await enable_verity(self._host, meter)
+            async with self._undisturbed():
+                done = await enable_verity(self._host, meter)
         finally:
             # however it ended: a worker may have died right after the step that counts
             self._host.look_again()

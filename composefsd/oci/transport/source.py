@@ -1,7 +1,7 @@
 """What every transport offers: an image's documents, and its blobs.
 
 A source opens blobs and never interprets one.  All it hands out is hostile until its digest was checked, which
-`find_image` does for documents and the unpacker for layers.
+`find_image` does for documents, and the unpacker, or the storer of an artifact's blobs, for layers.
 """
 
 import os

@@ -102,6 +102,26 @@ def test_damage_is_found_and_mended_or_left_with_the_reason(filled: Host, damage
         assert all(one.facts["unrepaired"] for one in result.findings)
 
 
+def put_file(path: Path, data: bytes) -> None:
+    path.unlink()
+    path.write_bytes(data)
+
+
+def test_a_file_of_another_layer_in_the_place_of_a_name_does_not_get_it(filled: Host) -> None:
+    """Nothing vouches for a file: what the image refers to is put there, or else nothing is."""
+    root = filled.settings.repository
+    victim = Victim(root)
+    (name, _, digest), (_, _, other) = victim.layers[:2]
+    put_file(root / "streams" / name, victim.path(other).read_bytes())
+    assert do_repair(filled, "quick").findings == ()
+    with Repository.open(root) as repository:
+        assert repository.stream(name) == digest
+        unused = f"oci-layer-sha256:{'0' * 64}"
+    (root / "streams" / unused).write_bytes(victim.path(other).read_bytes())
+    assert found(do_repair(filled, "quick")) == {("entry-not-symlink", f"streams/{unused}")}
+    assert not (root / "streams" / unused).is_symlink()
+
+
 # Sources
 
 

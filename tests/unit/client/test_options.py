@@ -57,6 +57,7 @@ def test_without_an_option_it_is_the_system_bus() -> None:
         ["diff", "a"],
         ["diff", "a", "b", "--limit", "-1"],
         ["inspect", "os", "--kind", "boot"],
+        ["inspect", "os", "--document", "dumpfile", "--json"],
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

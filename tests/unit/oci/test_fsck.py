@@ -1,7 +1,9 @@
 """The check of OCI images: what it says of artifacts, seals, tags and names, and what it learns for a repair."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,16 @@ import pytest
 from composefsd.digests import Algorithm, DiffId, ObjectId, OciDigest
 from composefsd.erofs.format import FormatVersion
 from composefsd.erofs.writer import write
+from composefsd.errors import ComposefsdError, FormatError
 from composefsd.oci import store
-from composefsd.oci.fsck import SEAL_LABEL, Inspector, check_names
+from composefsd.oci.fsck import SEAL_LABEL, Inspector, check_names, require_layer
 from composefsd.oci.image_state import ImageState
 from composefsd.oci.manifest import CONFIG_TYPE, MANIFEST_TYPE
-from composefsd.oci.storage import config_stream, layer_stream, manifest_stream
+from composefsd.oci.storage import config_stream, content_type, layer_stream, manifest_stream
 from composefsd.repository import Metadata, Repository
 from composefsd.repository.fsck import Finding, Severity
 from composefsd.splitstream import ContentType, Writer
+from composefsd.splitstream.format import Header, Range
 from composefsd.tree.table import Stat, Tree
 from composefsd.workers.serve import Call
 
@@ -178,6 +182,41 @@ def test_a_label_that_is_no_digest_is_a_seal_that_nothing_fits(repository: Repos
     assert codes(inspect(repository, digest)[0]) == ["seal-image-missing"]
 
 
+@pytest.mark.parametrize("label", ["\ud800", "\udcff" * 64])
+def test_a_label_that_is_no_text_comes_out_as_text(repository: Repository, label: str) -> None:
+    """JSON can write what UTF-8 cannot."""
+    digest = commit(repository, image({SEAL_LABEL: label}), put_layer(repository, TAR, is_tar=True))
+    (finding,) = inspect(repository, digest)[0]
+    assert finding.code == "seal-image-missing"
+    for text in (finding.subject, finding.message, *finding.facts.values()):
+        assert text.encode().decode() == text
+
+
+def test_the_target_of_a_tag_comes_out_as_text(repository: Repository) -> None:
+    commit(repository, image(), put_layer(repository, TAR, is_tar=True))
+    (repository.path / "streams/refs/oci/x").symlink_to(os.fsdecode(b"../../oci-manifest-\xff"))
+    (finding,) = check_names(repository)
+    assert finding.facts["target"] == "oci-manifest-\ufffd"
+
+
+def test_a_block_that_cannot_be_read_is_a_finding(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel answers so for a rotten block of a file with fs-verity; the check goes on behind it."""
+    layer = put_layer(repository, FILE, is_tar=False)
+    digest = commit(repository, artifact(), layer)
+    (content,) = repository.read_stream_object(layer).object_refs
+    bad, read = path_of(repository, content).stat().st_ino, os.read
+
+    def failing(fd: int, count: int) -> bytes:
+        if os.fstat(fd).st_ino == bad:
+            raise OSError(errno.EIO, "fs-verity: block differs")
+        return read(fd, count)
+
+    monkeypatch.setattr(os, "read", failing)
+    findings, state = inspect(repository, digest)
+    assert codes(findings) == ["layer-check-failed"]
+    assert not state.layers[0].sound
+
+
 def test_documents_that_cannot_be_parsed_are_found(repository: Repository) -> None:
     layer = put_layer(repository, TAR, is_tar=True)
 
@@ -244,6 +283,15 @@ def test_names_that_nothing_finds_are_found(
     assert (finding.code.value, finding.severity) == (code, severity)
 
 
+def test_an_image_that_comes_while_names_are_checked_is_no_damage(repository: Repository) -> None:
+    layer = put_layer(repository, TAR, is_tar=True)
+    (repository.path / "streams/oci-config-nonsense").symlink_to("../meta.json")
+    findings = check_names(repository)
+    assert next(findings).code == "stream-name-invalid"
+    commit(repository, image(), layer)
+    assert list(findings) == []
+
+
 def test_a_layer_that_no_image_needs_is_warned_of_if_the_next_pull_would_be_misled(repository: Repository) -> None:
     digest = commit(repository, image(), put_layer(repository, TAR, is_tar=True))
     other = put_layer(repository, bytes(20480), is_tar=True)
@@ -270,3 +318,19 @@ def test_a_layer_that_two_images_share_is_read_once(repository: Repository, monk
     inspector = Inspector(repository, contents=True, images=False)
     assert [list(inspector.inspect(digest)) for digest in digests] == [[], [], []]
     assert count == 1
+
+
+def test_a_stream_is_the_layer_of_its_name_only_by_its_content(repository: Repository) -> None:
+    stream = repository.read_stream_object(put_layer(repository, TAR, is_tar=True))
+    require_layer(repository, layer_stream(DiffId.parse(digest_of(TAR))), stream)
+    require_layer(repository, "not-of-an-image", stream)
+    for name in (layer_stream(DiffId.parse(digest_of(b"another"))), "oci-layer-nonsense"):
+        with pytest.raises(ComposefsdError):
+            require_layer(repository, name, stream)
+
+
+@pytest.mark.parametrize("start", [1 << 40, (1 << 64) - 1])
+def test_a_header_that_points_beyond_the_file_is_malformed(repository: Repository, start: int) -> None:
+    header = Header(Algorithm.SHA256, Range(start, (1 << 64) - 1)).serialize()
+    with pytest.raises(FormatError, match="info section"):
+        content_type(repository, repository.objects.store(header))

@@ -15,13 +15,14 @@ from composefsd import verity
 from composefsd.digests import Algorithm, DiffId, OciDigest
 from composefsd.erofs.format import FormatVersion
 from composefsd.erofs.writer import write
-from composefsd.errors import ComposefsdError, DigestMismatchError, NameInUseError
+from composefsd.errors import ComposefsdError, CorruptError, DigestMismatchError, NameInUseError
 from composefsd.oci import store
 from composefsd.oci.manifest import CONFIG_TYPE, MANIFEST_TYPE
 from composefsd.oci.storage import StoredImage, layer_stream, load_image, manifest_stream
 from composefsd.repository import Metadata, Repository
 from composefsd.repository.fsck import check as check_repository
 from composefsd.repository.gc import collect
+from composefsd.repository.links import Category
 from composefsd.splitstream import ContentType, Writer
 from composefsd.tree.table import Stat, Tree
 from composefsd.workers.serve import Call
@@ -224,3 +225,85 @@ def test_wherever_a_commit_stops_what_was_named_stays_whole(
 def test_errors_of_the_storer_are_ours(repository: Repository) -> None:
     with pytest.raises(ComposefsdError):
         commit(repository, layers={DIFF_ID: "00" * 32}, config_digest="nonsense")
+
+
+def old_config(repository: Repository) -> tuple[str, bytes, bytes]:
+    """The name of a config's stream of which a manifest names an older one; the current one and that."""
+    commit(repository, images=ONE)
+    name = f"oci-config-{documents()['config_digest']}"
+    older, stream = repository.stream(name), repository.read_stream(name)
+    assert older is not None
+    writer = Writer(Algorithm.SHA256, ContentType.OCI_CONFIG)
+    writer.external(stream.object_refs[0], stream.size_bytes)
+    for key, target in (*stream.named_refs.items(), ("more", older)):
+        writer.add_reference(key, target)
+    current = repository.objects.store(writer.finish())
+    repository.link_stream(name, current)
+    return name, current, older
+
+
+def test_a_manifest_is_settled_on_the_current_config(repository: Repository) -> None:
+    name, current, _ = old_config(repository)
+    assert store.unsettled_configs(repository) == {name}
+    store.settle(repository)
+    stream = repository.read_stream(manifest_stream(load(repository).digest))
+    assert stream.named_refs[name.replace("oci-config-", "config:")] == current
+    assert store.unsettled_configs(repository) == set()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda repository, name, path: path.unlink(),
+        lambda repository, name, path: path.write_bytes(b"rotten" * 100),
+        lambda repository, name, path: repository.unlink_stream(name),
+    ],
+)
+def test_a_sound_config_that_the_collector_would_take_stops_it(
+    repository: Repository, damage: Callable[[Repository, str, Path], object]
+) -> None:
+    """The collector follows references to current streams alone: the document and the images were lost."""
+    name, current, older = old_config(repository)
+    path = repository.path / "objects" / current.hex()[:2] / current.hex()[2:]
+    path.chmod(0o600)
+    damage(repository, name, path)
+    for look in (store.settle, store.unsettled_configs):
+        with pytest.raises(CorruptError, match="repair"):
+            look(repository)
+    repository.link_stream(name, older)  # as a repair does
+    store.settle(repository)
+    collect(repository, dry_run=False)
+    assert references(load(repository)) == set(ONE)
+
+
+def test_a_commit_goes_on_beside_a_config_that_is_damaged(repository: Repository) -> None:
+    name, current, _ = old_config(repository)
+    (repository.path / "objects" / current.hex()[:2] / current.hex()[2:]).unlink()
+    repository.set_ref(Category.STREAMS, f"{store.HELD}/abc", name)
+    commit(repository, 1, tag="other")
+    assert repository.refs(Category.STREAMS).keys() == {"oci/os", "oci/other"}
+
+
+@pytest.mark.parametrize("key", ["config:../../meta.json", "config:", "config:" + "x" * 300])
+def test_a_reference_to_an_impossible_config_does_not_stop_a_collection(repository: Repository, key: str) -> None:
+    commit(repository)
+    name = manifest_stream(load(repository).digest)
+    stream = repository.read_stream(name)
+    writer = Writer(Algorithm.SHA256, ContentType.OCI_MANIFEST)
+    writer.external(stream.object_refs[0], stream.size_bytes)
+    writer.add_reference(key, stream.object_refs[0])
+    repository.link_stream(name, repository.objects.store(writer.finish()))
+    store.settle(repository)
+    assert repository.read_stream(name).named_refs.keys() == {key}
+
+
+def test_a_manifest_without_a_document_is_left_alone(repository: Repository) -> None:
+    name, _, older = old_config(repository)
+    manifest = manifest_stream(load(repository).digest)
+    writer = Writer(Algorithm.SHA256, ContentType.OCI_MANIFEST)
+    writer.inline(b"{}")
+    writer.add_reference(name.replace("oci-config-", "config:"), older)
+    stream = repository.objects.store(writer.finish())
+    repository.link_stream(manifest, stream)
+    store.settle(repository)
+    assert repository.stream(manifest) == stream

@@ -173,6 +173,18 @@ def test_refs_that_garbage_collection_would_stumble_over_are_found(full: Reposit
     ]
 
 
+def test_a_name_that_comes_during_the_check_is_no_damage(repo: Repository, root: Path, stream: Any) -> None:
+    """Whoever shares the lock may add names meanwhile, and lead refs to them."""
+    (root / "streams").mkdir()
+    (root / "streams" / "a").write_bytes(b"no link")
+    (root / "streams" / "refs").mkdir()
+    findings = check(repo, objects=False)
+    assert next(findings).code == Code.ENTRY_NOT_SYMLINK
+    stream(repo, "late")
+    repo.set_ref(Category.STREAMS, "ref", "late")
+    assert list(findings) == []
+
+
 def test_leftovers_are_warned_of(full: Repository, root: Path) -> None:
     names = [".symlink-" + "a" * 12, ".tmp-meta-" + "b" * 12, "objects/.tmp-object-" + "c" * 12]
     for name in names:

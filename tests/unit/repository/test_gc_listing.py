@@ -136,6 +136,17 @@ def test_temporary_names_are_told_and_those_of_others_are_not(repo: Repository, 
     assert list(temporaries(repo)) == []
 
 
+def test_a_temporary_name_that_its_writer_is_done_with_is_passed_over(repo: Repository, root: Path) -> None:
+    """A dry run shares the lock with those who write."""
+    names = [f".symlink-abcdefABCDE{number}" for number in range(3)]
+    for name in names:
+        (root / name).symlink_to("nowhere")
+    found = temporaries(repo)
+    first = next(found).path
+    (root / names[1]).unlink()
+    assert [first, *(gone.path for gone in found)] == [names[0], names[2]]
+
+
 # What stays, and why
 
 

@@ -16,6 +16,7 @@ from composefsd.errors import ComposefsdError, CorruptError, ObjectMissingError
 from composefsd.repository import Metadata, Repository
 from composefsd.repository.fsck import check
 from composefsd.repository.mend import adopt_file, link_image, link_stream
+from composefsd.splitstream import Splitstream
 from composefsd.tree.table import ROOT, Stat, Tree
 
 SHA256 = Algorithm.SHA256
@@ -246,6 +247,37 @@ def test_a_stream_is_linked_again_if_its_object_is_one(repo: Repository, root: P
     assert repo.stream("a") == digest
 
 
+def test_a_stream_takes_the_place_of_a_file_and_of_nothing_else(repo: Repository, root: Path, stream: Any) -> None:
+    digest = stream(repo, "a")
+    (root / "streams" / "file").write_bytes(b"whatever")
+    link_stream(repo, "file", digest)
+    assert repo.stream("file") == digest
+    (root / "streams" / "directory").mkdir()
+    os.mkfifo(root / "streams" / "pipe")
+    for name in ("directory", "pipe"):
+        with pytest.raises(ComposefsdError):
+            link_stream(repo, name, digest)
+    assert (root / "streams" / "directory").is_dir()
+    assert (root / "streams" / "pipe").is_fifo()
+
+
+def trusting(_name: str, _stream: Splitstream) -> None:
+    """Of every stream that it is what its name says."""
+
+
+def test_a_stream_in_place_of_a_link_has_to_be_what_its_name_says(repo: Repository, root: Path, stream: Any) -> None:
+    path = root / "streams" / "b"
+    path.write_bytes(path_of(repo, stream(repo, "a")).read_bytes())
+
+    def refusing(name: str, found: Splitstream) -> None:
+        raise CorruptError(f"{name} is not of {len(found.object_refs)} objects", subject=name)
+
+    with pytest.raises(CorruptError, match="b is not of"):
+        adopt_file(repo, "streams/b", refusing)
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
 def test_files_in_place_of_links_become_objects_and_links(repo: Repository, root: Path, stream: Any) -> None:
     """As after `cp -rL`, even if the objects are gone."""
     streamed, made = stream(repo, "a"), repo.objects.store(image())
@@ -255,7 +287,7 @@ def test_files_in_place_of_links_become_objects_and_links(repo: Repository, root
         path_of(repo, digest).unlink()
         path.unlink()
         path.write_bytes(data)
-        adopt_file(repo, str(path.relative_to(root)))
+        adopt_file(repo, str(path.relative_to(root)), trusting)
     assert (repo.stream("a"), repo.image_ids()) == (streamed, [made])
     assert codes(repo) == []
 
@@ -277,7 +309,7 @@ def test_anything_else_in_place_of_a_link_is_left_alone(
     make(path)
     kind = path.lstat().st_mode
     with pytest.raises(ComposefsdError):
-        adopt_file(repo, "streams/b")
+        adopt_file(repo, "streams/b", trusting)
     assert path.lstat().st_mode == kind
 
 
@@ -286,6 +318,6 @@ def test_an_image_under_the_name_of_another_is_left_alone(repo: Repository, root
     path = root / "images" / ("0" * 64)
     path.write_bytes(image())
     with pytest.raises(CorruptError, match="digest"):
-        adopt_file(repo, f"images/{'0' * 64}")
+        adopt_file(repo, f"images/{'0' * 64}", trusting)
     assert path.is_file()
     assert not path.is_symlink()

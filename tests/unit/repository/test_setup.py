@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from composefsd.digests import Algorithm
 from composefsd.erofs.format import FormatVersion
-from composefsd.errors import IncompatibleRepositoryError, ReadOnlyError, VerityRequiredError
+from composefsd.errors import ComposefsdError, IncompatibleRepositoryError, ReadOnlyError, VerityRequiredError
 from composefsd.repository import Metadata, Repository, setup
 from composefsd.splitstream import ContentType, Writer
 
@@ -120,6 +121,16 @@ def test_who_comes_second_takes_what_the_first_has_written(root: Path) -> None:
         assert not setup.upgrade(fd)
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("elsewhere"), lambda path: path.mkdir()])
+def test_metadata_that_is_no_file_is_refused_by_an_error_of_ours(root: Path, make: Callable[[Path], None]) -> None:
+    make_old(root)
+    make(root / "meta.json")
+    before = open_descriptors()
+    with pytest.raises(ComposefsdError, match=r"meta\.json"):
+        Repository.open(root)
+    assert open_descriptors() == before
 
 
 def test_a_directory_without_objects_is_no_old_repository(tmp_path: Path) -> None:
