@@ -49,7 +49,8 @@ class Document:
         if len(data) > DOCUMENT_BYTES:
             raise LimitExceededError(f"{name} is larger than {DOCUMENT_BYTES} bytes", subject=name)
         try:
-            value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_number)  # bytes may be UTF-16
+            text = data.decode()  # of bytes, json would take UTF-16 and UTF-32, too
+            value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{name} is not valid JSON: {error}", subject=name) from error
         return cls.of(value, name)

@@ -23,7 +23,6 @@ class Colour(Enum):
     """SGR sequences; the value is the parameter."""
 
     BOLD = "1"
-    DIM = "2"
     RED = "31"
     GREEN = "32"
     YELLOW = "33"

@@ -36,7 +36,6 @@ MAX_NAMES: Final = 1 << 22
 """More than any system has; as a tree, they take about a gigabyte of memory."""
 
 _TYPE_OF_MODE: Final = {mode: FileType(number) for number, mode in enumerate(MODE_OF_TYPE) if number}
-_FORMAT_BITS: Final = 0b1111
 _LAYOUTS: Final = frozenset(DataLayout)
 _INLINE: Final = int(DataLayout.INLINE)
 _CHUNKED: Final = int(DataLayout.CHUNKED)

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -391,7 +391,8 @@ def heal(repository: Repository) -> None:
     """Finish what a commit that was interrupted has begun: let all manifests name the current config."""
     for path, text in list(links.refs(repository.fd, Category.STREAMS, HELD)):
         entry = links.last_component(text) or ""
-        settle(repository, OciDigest.parse(entry.removeprefix(CONFIG_PREFIX)))
+        with suppress(FormatError):  # whatever it is, it holds no config
+            settle(repository, OciDigest.parse(entry.removeprefix(CONFIG_PREFIX)))
         repository.sync()
         repository.remove_ref(Category.STREAMS, path.removeprefix(_REFS))
 
@@ -405,9 +406,12 @@ def settle(repository: Repository, config: OciDigest | None = None) -> None:
     Without `config` this comes before a collection, which would take what the named stream leads to as nobody's.  So
     it raises CorruptError if that stream is sound and the current one is damaged or gone: a repair can put it back.
     """
+    rewritten = {}
     for one in _unsettled(repository, config):
         data = _rewritten(repository, one.stream, {**one.stream.named_refs, one.key: one.current})
-        repository.link_stream(one.name, repository.objects.store(data))
+        rewritten[one.name] = repository.objects.store(data)
+    for name, digest in rewritten.items():  # all at the end: the first link makes all of them durable
+        repository.link_stream(name, digest)
 
 
 def unsettled_configs(repository: Repository) -> set[str]:

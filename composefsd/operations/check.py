@@ -21,7 +21,7 @@ from composefsd.workers.pool import Event, number, worker
 DEPTHS: Final = ("metadata", "quick", "full")
 """How much is looked at: links and tables; the same and the existence of every object; every object's content."""
 
-_FINDINGS: Final = 100_000
+_FINDINGS: Final = 20_000
 """How many findings are held at most; others are counted."""
 
 _RESULT_BYTES: Final = 300_000

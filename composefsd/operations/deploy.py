@@ -69,10 +69,10 @@ async def deploy(host: Host, image: OciDigest, request: DeployRequest, progress:
     progress.stage(Stage.WRITE)
     progress.point_of_no_return()
     async with host.writing() as repository, host.deploying:
-        async with host.naming:
-            await asyncio.to_thread(_keep, repository, order)
-        await asyncio.to_thread(repository.sync)  # whoever made the boot image: it is on the disk before its entry
         try:
+            async with host.naming:
+                await asyncio.to_thread(_keep, repository, order)
+            await asyncio.to_thread(repository.sync)  # the boot image is on the disk before its entry
             deployment_id, needed = await _write(host, repository, order, plan, progress)
         except ComposefsdError:
             await _settle(host, repository)

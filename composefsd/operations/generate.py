@@ -79,8 +79,8 @@ class ImageMaker:
             _check_expected(asked, expect)
             await self.imager.end()  # nobody can write to the files any more when they are hashed
             self.progress.stage(Stage.COMMIT)
-            self.progress.point_of_no_return()
             async with self.host.naming:
+                self.progress.point_of_no_return()
                 added = await commit(
                     self.storer, self.repository, image, layers, made, files, tag=tag, replace=replace
                 )

@@ -212,6 +212,7 @@ def make_secure(call: Call) -> dict[str, Any]:
     """Have the repository demand fs-verity from now on.  fds: as `find_damages`."""
     with Repository.adopt(os.dup(call.fds[0])) as repository:
         repository.make_secure()
+        repository.sync()  # not every filesystem promises that the sync of a directory keeps the verity of a new file
     return {}
 
 

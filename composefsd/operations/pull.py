@@ -77,8 +77,8 @@ class _Taker:
         with ExitStack() as keep:
             layers = await self._fetcher(None, keep).fetch(artifact)
         self.progress.stage(Stage.COMMIT)
-        self.progress.point_of_no_return()
         async with self.host.naming:
+            self.progress.point_of_no_return()
             added = await commit(self.storer, self.repository, artifact, layers, tag=self.name, replace=self.replace)
         return Made((), added)
 

@@ -40,7 +40,6 @@ _COLUMNS: Final = (
     ("xattrs", "I"), ("path_end", "I"), ("text_end", "I"),
 )  # fmt: skip
 _COUNTS: Final = Struct("=6I")
-_ROW_BYTES: Final = sum(array(code).itemsize for _name, code in _COLUMNS)
 _PAIR_BYTES: Final = 8
 
 _TEXT_LIMITS: Final = {

@@ -114,7 +114,8 @@ def _become_nobody(*, keeps_reading: bool) -> bool:
             _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    except PermissionError:  # a container without CAP_SETUID
+    except PermissionError:  # a container without CAP_SETUID: root still, but with no more than it needs
+        _set_capabilities(_CAP_DAC_READ_SEARCH if keeps_reading else 0)
         return False
     if not keeps_reading or not _set_capabilities(_CAP_DAC_READ_SEARCH):
         _set_capabilities(0)

@@ -39,10 +39,12 @@ _DIGESTS: Final = {Algorithm.SHA256: 32, Algorithm.SHA512: 64}
 STRICTER_SPLITSTREAM: Final = {
     r"more inline bytes than the \d+ of the whole stream": "a stream cannot be longer than it says",
     r"more than \d+ (bytes of )?named references": "memory is bounded",
+    r"damaged zstd data": "a frame has to be what it says of itself, to its end",
     r"lies outside of the file": "an empty section may lie anywhere for composefs-rs",
 }
 STRICTER_METADATA: Final = {
     r"more than \d+": "memory is bounded",
+    r"'utf-8' codec can't decode": "JSON is UTF-8, also where nobody looks",
     r"a key stands twice": "which of two values is meant depends on the reader",
     r"'(features|erofs_formats)' is not an object": "Rust's serde takes a list for a structure",
 }

@@ -171,6 +171,7 @@ def held_pull(both: Both, wanted: str, name: str) -> tuple[int, list[int]] | Non
         if now[0] not in ("queued", "running") or (now[1] and STAGES.index(wanted) < order(now[1])):
             both.daemon.bus.wait(job)
             return None
+        time.sleep(0.002)  # the daemon answers only so many calls a second
     pids = workers(both.daemon)
     for pid in pids:
         with suppress(ProcessLookupError):

@@ -142,7 +142,9 @@ def test_cfsctl_finds_the_objects_of_every_image(filled: Filled) -> None:
             image_file = filled.daemon.stage.image_path(digest).read_bytes()
             objects = {one.hex() for one in erofs.object_ids(image_file, filled.algorithm)}
             assert {one.rpartition(":")[2] for one in found} == objects
-    assert filled.cfsctl.ask("images", "--json") == {"images": []}
+    refs = [one["name"].partition("/") for one in filled.cfsctl.ask("images", "--json")["images"]]
+    assert {folder for folder, _, _ in refs} == {"composefsd-deployed"}
+    assert {digest for _, _, digest in refs} <= {digest for _, _, digest in filled.daemon.linked(DEPLOYED)}
 
 
 def test_cfsctl_gives_back_every_layer_byte_for_byte(filled: Filled, ledger: Ledger) -> None:

@@ -135,6 +135,8 @@ def test_values_of_wrong_types_are_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        CFSCTL_INIT.decode().encode("utf-16"),
+        CFSCTL_INIT.decode().encode("utf-8-sig"),
         b"",
         b"[]",
         b"null",
