@@ -8,52 +8,35 @@ shared lock meanwhile.
 """
 
 import hashlib
-import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from composefsd import verity
 from composefsd.digests import DiffId, OciDigest
 from composefsd.errors import (
-    CorruptError,
     DigestMismatchError,
-    FormatError,
-    InvalidNameError,
-    LimitExceededError,
     NameInUseError,
     NoSpaceError,
-    NoSuchObjectError,
-    ObjectMissingError,
 )
 from composefsd.oci.blob import BlobReader
 from composefsd.oci.manifest import Content, Manifest, check_digest, read_content
+from composefsd.oci.settling import config_key, heal, held, layers_of_manifests, read_stream, settle
 from composefsd.oci.storage import (
-    CONFIG_PREFIX,
     MANIFEST_PREFIX,
     REPAIR_REFS,
     composefs_images,
     config_stream,
     layer_stream,
     manifest_stream,
-    manifests,
 )
 from composefsd.repository import Repository, links
 from composefsd.repository.links import Category
 from composefsd.splitstream.format import ContentType
-from composefsd.splitstream.reader import Splitstream
 from composefsd.splitstream.writer import Writer
 from composefsd.workers.ring import RingReader, deliver
 from composefsd.workers.serve import Call, Task
-
-log = logging.getLogger(__name__)
-
-_CONFIG_KEY: Final = "config:"
-
-HELD: Final = "composefsd-held"
-"""Refs below `streams/refs` that keep a config while its manifests are rewritten."""
 
 _REFS: Final = f"{Category.STREAMS}/{links.REFS}/"
 
@@ -275,28 +258,23 @@ def _publish(repository: Repository, order: _Order, images: Mapping[str, bytes])
     """All objects, one `syncfs`, then names from the bottom up: images, config, manifests, tag."""
     manifest, config = order.content.manifest, order.content.config
     config_name = config_stream(config.digest)
-    others = _layers_of_manifests(repository, config.digest)
+    others = layers_of_manifests(repository, config.digest)
     layers = {**order.layers, **{name: layer for name, layer in others.items() if name not in order.layers}}
     kept = _kept_images(repository, config_name, is_repair=order.repair)
     references = {**layers, **kept, **images}
     config_id = _store_document(repository, ContentType.OCI_CONFIG, config.data, references)
-    references = {_config_key(config.digest): config_id, **order.layers}
+    references = {config_key(config.digest): config_id, **order.layers}
     manifest_id = _store_document(repository, ContentType.OCI_MANIFEST, manifest.data, references)
     repository.sync()
     for digest in images.values():
         repository.link_image(digest)
-    with _held(repository, config.digest, config_id):
+    with held(repository, config.digest, config_id):
         repository.link_stream(config_name, config_id)
         repository.link_stream(manifest_stream(manifest.digest), manifest_id)
         settle(repository, config.digest)
     repository.sync()  # a tag, and then a boot entry, must not lead to links that are not on the disk yet
     if order.tag is not None:
         repository.tag(order.tag, manifest_stream(manifest.digest))
-
-
-def _config_key(config: OciDigest) -> str:
-    """The named reference of a manifest's stream that leads to its config's."""
-    return f"{_CONFIG_KEY}{config}"
 
 
 def _store_document(repository: Repository, kind: int, data: bytes, references: Mapping[str, bytes]) -> bytes:
@@ -307,170 +285,11 @@ def _store_document(repository: Repository, kind: int, data: bytes, references: 
     return repository.objects.store(writer.finish())
 
 
-def _read(repository: Repository, name: str, kind: int) -> Splitstream | None:
-    """A stream; None if it is damaged, or not there: fsck tells about it, and nothing else shall fail for it."""
-    try:
-        return repository.read_stream(name, kind)
-    except (CorruptError, FormatError, LimitExceededError, NoSuchObjectError, ObjectMissingError) as error:
-        if not isinstance(error, NoSuchObjectError):
-            log.warning("stream %s cannot be read: %s", name, error.message)
-        return None
-
-
 def _kept_images(repository: Repository, config_name: str, *, is_repair: bool) -> dict[str, bytes]:
     """The composefs images that the config refers to already and that are still there, or may be made again."""
-    stream = _read(repository, config_name, ContentType.OCI_CONFIG)
+    stream = read_stream(repository, config_name, ContentType.OCI_CONFIG)
     found = {image.reference: image.digest.digest for image in composefs_images(stream)} if stream else {}
     return {name: digest for name, digest in found.items() if is_repair or repository.has_image(digest)}
-
-
-def _layers_of_manifests(repository: Repository, config: OciDigest) -> dict[str, bytes]:
-    """The layers of all manifests that have this config.
-
-    An image's config is that of its layers alone, but most artifacts have one and the same config, `{}`.  Whoever
-    pulls one of them again looks for its layers there: composefs-rs fails if it finds others.
-    """
-    key, found = _config_key(config), dict[str, bytes]()
-    for digest in manifests(repository):
-        stream = _read(repository, manifest_stream(digest), ContentType.OCI_MANIFEST)
-        if stream is not None and key in stream.named_refs:
-            found |= {name: layer for name, layer in stream.named_refs.items() if name != key}
-    return found
-
-
-def drop_layers(repository: Repository, config: OciDigest) -> None:
-    """Let a config go without layers that none of its manifests has any more: they would never be collected."""
-    name, layers = config_stream(config), _layers_of_manifests(repository, config)
-    if repository.stream(name) is None:
-        return
-    stream = repository.read_stream(name, ContentType.OCI_CONFIG)
-    kept = {key: target for key, target in stream.named_refs.items() if key in layers or not _is_layer(key)}
-    if not layers or kept == stream.named_refs:  # nobody has the config: it is collected as a whole
-        return
-    config_id = repository.objects.store(_rewritten(repository, stream, kept))
-    repository.sync()
-    with _held(repository, config, config_id):
-        repository.link_stream(name, config_id)
-        settle(repository, config)
-
-
-def _is_layer(reference: str) -> bool:
-    """Whether a config's named reference is a layer: those go by digests, composefs images by words."""
-    return ":" in reference
-
-
-@contextmanager
-def _held(repository: Repository, config: OciDigest, config_id: bytes) -> Iterator[None]:
-    """Keep a config's stream by a ref of its own while manifests still name the one that it replaces.
-
-    The collector follows a manifest's reference only to a stream that is current.  If the power failed between config
-    and manifest, it would find neither the old config nor the new one by the tag.
-    """
-    if _current(repository, config_stream(config)) in (None, config_id):
-        yield
-        return
-    held = f"{HELD}/{config.hex}"
-    repository.set_ref(Category.STREAMS, held, config_stream(config))
-    yield
-    repository.sync()
-    repository.remove_ref(Category.STREAMS, held)
-
-
-def _current(repository: Repository, name: str) -> bytes | None:
-    """What the link of a stream names; None if there is none, or one that names no object and keeps nothing.
-
-    The name may be from a stream that somebody else wrote: nothing has one that is impossible.
-    """
-    try:
-        return repository.stream(name)
-    except (CorruptError, InvalidNameError):
-        return None
-
-
-def heal(repository: Repository) -> None:
-    """Finish what a commit that was interrupted has begun: let all manifests name the current config."""
-    for path, text in list(links.refs(repository.fd, Category.STREAMS, HELD)):
-        entry = links.last_component(text) or ""
-        with suppress(FormatError):  # whatever it is, it holds no config
-            settle(repository, OciDigest.parse(entry.removeprefix(CONFIG_PREFIX)))
-        repository.sync()
-        repository.remove_ref(Category.STREAMS, path.removeprefix(_REFS))
-
-
-def settle(repository: Repository, config: OciDigest | None = None) -> None:
-    """Let every manifest, or every one of this config, name the current stream of its config.
-
-    One that names another stream keeps that, but not what the current one names, nor the config's document if that
-    belongs to nobody else: composefs-rs writes a config anew for one of its manifests only.
-
-    Without `config` this comes before a collection, which would take what the named stream leads to as nobody's.  So
-    it raises CorruptError if that stream is sound and the current one is damaged or gone: a repair can put it back.
-    """
-    rewritten = {}
-    for one in _unsettled(repository, config):
-        data = _rewritten(repository, one.stream, {**one.stream.named_refs, one.key: one.current})
-        rewritten[one.name] = repository.objects.store(data)
-    for name, digest in rewritten.items():  # all at the end: the first link makes all of them durable
-        repository.link_stream(name, digest)
-
-
-def unsettled_configs(repository: Repository) -> set[str]:
-    """The streams of configs that `settle` would let manifests name."""
-    return {f"{CONFIG_PREFIX}{one.key.removeprefix(_CONFIG_KEY)}" for one in _unsettled(repository)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Unsettled:
-    """A manifest whose stream, `name`, has not the `current` stream of its config under `key`."""
-
-    name: str
-    stream: Splitstream
-    key: str
-    current: bytes
-
-
-def _unsettled(repository: Repository, config: OciDigest | None = None) -> Iterator[_Unsettled]:
-    for digest in manifests(repository):
-        name = manifest_stream(digest)
-        stream = _read(repository, name, ContentType.OCI_MANIFEST)
-        if stream is None or not _is_document(repository, stream):  # fsck tells about it
-            continue
-        for key, named in stream.named_refs.items():
-            if not key.startswith(_CONFIG_KEY) or (config is not None and key != _config_key(config)):
-                continue
-            config_name = f"{CONFIG_PREFIX}{key.removeprefix(_CONFIG_KEY)}"
-            current = _current(repository, config_name)
-            if current == named:
-                continue
-            if current is not None and (_is_config(repository, current) or not _is_config(repository, named)):
-                yield _Unsettled(name, stream, key, current)
-            elif config is None and _is_config(repository, named):
-                raise CorruptError(
-                    f"stream {config_name} is damaged, and {name} has another one that is not; repair the repository",
-                    subject=config_name,
-                )
-
-
-def _is_config(repository: Repository, digest: bytes) -> bool:
-    """Whether this is the stream of a config, and has its document."""
-    try:
-        return _is_document(repository, repository.read_stream_object(digest, ContentType.OCI_CONFIG))
-    except (CorruptError, FormatError, LimitExceededError, ObjectMissingError):
-        return False
-
-
-def _is_document(repository: Repository, stream: Splitstream) -> bool:
-    """Whether a stream is of one object, and that is there."""
-    return len(stream.object_refs) == 1 and repository.objects.has(stream.object_refs[0])
-
-
-def _rewritten(repository: Repository, stream: Splitstream, references: Mapping[str, bytes]) -> bytes:
-    """The stream of a document with other named references."""
-    writer = Writer(repository.algorithm, stream.content_type)
-    writer.external(stream.object_refs[0], stream.size_bytes)
-    for name, target in references.items():
-        writer.add_reference(name, target)
-    return writer.finish()
 
 
 TASKS: Final[dict[str, Task]] = {

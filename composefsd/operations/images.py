@@ -21,6 +21,7 @@ from composefsd.errors import (
 )
 from composefsd.oci.manifest import ImageConfig
 from composefsd.oci.reference import Platform
+from composefsd.oci.settling import drop_layers
 from composefsd.oci.storage import (
     MANIFEST_PREFIX,
     ComposefsImage,
@@ -30,7 +31,7 @@ from composefsd.oci.storage import (
     manifest_stream,
     manifests,
 )
-from composefsd.oci.store import check_tag, drop_layers
+from composefsd.oci.store import check_tag
 from composefsd.operations.build import build_images
 from composefsd.operations.deployment_order import DEPLOYMENT_TAG
 from composefsd.operations.facts import Facts, forget_facts, load_facts, load_references, save_facts

@@ -10,8 +10,8 @@ from typing import Any, Final
 from composefsd.digests import OciDigest
 from composefsd.errors import ComposefsdError, FormatError, LimitExceededError
 from composefsd.oci.fsck import Inspector, check_names, require_layer
+from composefsd.oci.settling import settle, unsettled_configs
 from composefsd.oci.storage import manifests
-from composefsd.oci.store import settle, unsettled_configs
 from composefsd.operations.explaining import reasons_for
 from composefsd.operations.listing import Listing
 from composefsd.repository import Repository, metadata, secure

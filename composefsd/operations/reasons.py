@@ -4,8 +4,8 @@ import os
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from composefsd.oci.settling import HELD
 from composefsd.oci.storage import MANIFEST_PREFIX, REPAIR_REFS
-from composefsd.oci.store import HELD
 from composefsd.operations.deployment_order import DEPLOYMENT_REFS, DEPLOYMENT_TAG
 from composefsd.repository import refs
 from composefsd.repository.links import REFS, Category

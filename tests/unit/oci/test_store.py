@@ -16,7 +16,7 @@ from composefsd.digests import Algorithm, DiffId, OciDigest
 from composefsd.erofs.format import FormatVersion
 from composefsd.erofs.writer import write
 from composefsd.errors import ComposefsdError, CorruptError, DigestMismatchError, NameInUseError
-from composefsd.oci import store
+from composefsd.oci import settling, store
 from composefsd.oci.manifest import CONFIG_TYPE, MANIFEST_TYPE
 from composefsd.oci.storage import StoredImage, layer_stream, load_image, manifest_stream
 from composefsd.repository import Metadata, Repository
@@ -244,11 +244,11 @@ def old_config(repository: Repository) -> tuple[str, bytes, bytes]:
 
 def test_a_manifest_is_settled_on_the_current_config(repository: Repository) -> None:
     name, current, _ = old_config(repository)
-    assert store.unsettled_configs(repository) == {name}
-    store.settle(repository)
+    assert settling.unsettled_configs(repository) == {name}
+    settling.settle(repository)
     stream = repository.read_stream(manifest_stream(load(repository).digest))
     assert stream.named_refs[name.replace("oci-config-", "config:")] == current
-    assert store.unsettled_configs(repository) == set()
+    assert settling.unsettled_configs(repository) == set()
 
 
 @pytest.mark.parametrize(
@@ -267,11 +267,11 @@ def test_a_sound_config_that_the_collector_would_take_stops_it(
     path = repository.path / "objects" / current.hex()[:2] / current.hex()[2:]
     path.chmod(0o600)
     damage(repository, name, path)
-    for look in (store.settle, store.unsettled_configs):
+    for look in (settling.settle, settling.unsettled_configs):
         with pytest.raises(CorruptError, match="repair"):
             look(repository)
     repository.link_stream(name, older)  # as a repair does
-    store.settle(repository)
+    settling.settle(repository)
     collect(repository, dry_run=False)
     assert references(load(repository)) == set(ONE)
 
@@ -279,7 +279,7 @@ def test_a_sound_config_that_the_collector_would_take_stops_it(
 def test_a_commit_goes_on_beside_a_config_that_is_damaged(repository: Repository) -> None:
     name, current, _ = old_config(repository)
     (repository.path / "objects" / current.hex()[:2] / current.hex()[2:]).unlink()
-    repository.set_ref(Category.STREAMS, f"{store.HELD}/abc", name)
+    repository.set_ref(Category.STREAMS, f"{settling.HELD}/abc", name)
     commit(repository, 1, tag="other")
     assert repository.refs(Category.STREAMS).keys() == {"oci/os", "oci/other"}
 
@@ -293,7 +293,7 @@ def test_a_reference_to_an_impossible_config_does_not_stop_a_collection(reposito
     writer.external(stream.object_refs[0], stream.size_bytes)
     writer.add_reference(key, stream.object_refs[0])
     repository.link_stream(name, repository.objects.store(writer.finish()))
-    store.settle(repository)
+    settling.settle(repository)
     assert repository.read_stream(name).named_refs.keys() == {key}
 
 
@@ -305,5 +305,5 @@ def test_a_manifest_without_a_document_is_left_alone(repository: Repository) -> 
     writer.add_reference(name.replace("oci-config-", "config:"), older)
     stream = repository.objects.store(writer.finish())
     repository.link_stream(manifest, stream)
-    store.settle(repository)
+    settling.settle(repository)
     assert repository.stream(manifest) == stream

@@ -12,7 +12,7 @@ import pytest
 
 from composefsd.digests import Algorithm, DiffId, OciDigest
 from composefsd.errors import CorruptError, DigestMismatchError, FormatError, NoSpaceError, UnsupportedError
-from composefsd.oci import store
+from composefsd.oci import settling, store
 from composefsd.oci.manifest import MANIFEST_TYPE
 from composefsd.oci.storage import config_stream, layer_stream, load_image, manifest_stream
 from composefsd.repository import Metadata, Repository
@@ -183,7 +183,7 @@ def test_a_layer_that_only_the_config_names_is_lost(repository: Repository, add:
     name = manifest_stream(found)
     stream = repository.read_stream(name)
     references = {key: value for key, value in stream.named_refs.items() if key.startswith("config:")}
-    repository.link_stream(name, repository.objects.store(store._rewritten(repository, stream, references)))
+    repository.link_stream(name, repository.objects.store(settling.rewritten(repository, stream, references)))
     with pytest.raises(CorruptError, match="lost its layer"):
         load_image(repository, found)
 
@@ -220,7 +220,7 @@ def test_a_config_lets_the_layers_of_a_removed_artifact_go(
     first, second = add("first", b"one", b"both"), add("second", b"two", b"both")
     repository.untag("first")
     repository.unlink_stream(manifest_stream(first))
-    store.drop_layers(repository, OciDigest.parse(digest(b"{}")))
+    settling.drop_layers(repository, OciDigest.parse(digest(b"{}")))
     collect(repository, dry_run=False)
     assert named(repository, EMPTY) == {digest(b"two"), digest(b"both")}
     assert repository.stream(layer_stream(DiffId.parse(digest(b"one")))) is None
@@ -235,9 +235,9 @@ def test_a_config_that_nothing_has_any_more_is_left_to_the_collector(
     repository.untag("only")
     repository.unlink_stream(manifest_stream(only))
     before = repository.stream(EMPTY)
-    store.drop_layers(repository, OciDigest.parse(digest(b"{}")))
+    settling.drop_layers(repository, OciDigest.parse(digest(b"{}")))
     assert repository.stream(EMPTY) == before
-    store.drop_layers(repository, OciDigest.parse(digest(b"nothing")))
+    settling.drop_layers(repository, OciDigest.parse(digest(b"nothing")))
     collect(repository, dry_run=False)
     assert list(repository.streams()) == []
 
@@ -259,7 +259,7 @@ def test_wherever_it_stops_artifacts_of_one_config_stay_whole(
             commit(opened, layers, "second")
         else:
             opened.unlink_stream(manifest_stream(gone))
-            store.drop_layers(opened, OciDigest.parse(digest(b"{}")))
+            settling.drop_layers(opened, OciDigest.parse(digest(b"{}")))
 
     for stop in range(100):
         path = tmp_path / f"stopped-{stop}"
@@ -280,7 +280,7 @@ def load_stream(repository: Repository, add: Callable[..., OciDigest]) -> str:
     """Store a layer that belongs to nothing yet; its stream."""
     removed = add(None, b"two")
     repository.unlink_stream(manifest_stream(removed))
-    store.drop_layers(repository, OciDigest.parse(digest(b"{}")))
+    settling.drop_layers(repository, OciDigest.parse(digest(b"{}")))
     stream = repository.stream(layer_stream(DiffId.parse(digest(b"two"))))
     assert stream is not None
     return stream.hex()
