@@ -30,6 +30,7 @@ from composefsd.oci.manifest import (
 )
 from composefsd.oci.storage import (
     CONFIG_PREFIX,
+    LAYER_PREFIX,
     REPAIR_REFS,
     STREAM_BYTES,
     composefs_images,
@@ -44,7 +45,6 @@ from composefsd.repository.refs import MANIFEST_PREFIX
 from composefsd.splitstream import Splitstream
 from composefsd.splitstream.format import ContentType
 
-LAYER_PREFIX: Final = "oci-layer-"
 SEAL_LABEL: Final = "containers.composefs.fsverity"
 """A config's label with the digest of the image that it was sealed with, as older tools write it."""
 

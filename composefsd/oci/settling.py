@@ -20,7 +20,7 @@ from composefsd.errors import (
     NoSuchObjectError,
     ObjectMissingError,
 )
-from composefsd.oci.storage import CONFIG_PREFIX, config_stream, manifest_stream, manifests
+from composefsd.oci.storage import CONFIG_PREFIX, LAYER_PREFIX, config_stream, manifest_stream, manifests
 from composefsd.repository import Repository, links
 from composefsd.repository.links import Category
 from composefsd.splitstream.format import ContentType
@@ -144,6 +144,41 @@ def settle(repository: Repository, config: OciDigest | None = None) -> None:
 def unsettled_configs(repository: Repository) -> set[str]:
     """The streams of configs that `settle` would let manifests name."""
     return {f"{CONFIG_PREFIX}{one.key.removeprefix(_CONFIG_KEY)}" for one in _unsettled(repository)}
+
+
+def outdated_layers(repository: Repository) -> set[str]:
+    """The streams of layers that configs name by what is not current: a collection has to keep them as roots.
+
+    It would not follow the names, and the current streams have no others.  Raises CorruptError if a config names a
+    layer that is there while its link is not: a repair can put that back, but not what a collection would take.
+    """
+    found, seen = set[str](), set[str]()
+    for digest in manifests(repository):
+        manifest = read_stream(repository, manifest_stream(digest), ContentType.OCI_MANIFEST)
+        keys = manifest.named_refs if manifest is not None else ()
+        configs = {f"{CONFIG_PREFIX}{key.removeprefix(_CONFIG_KEY)}" for key in keys if key.startswith(_CONFIG_KEY)}
+        for name in configs - seen:
+            stream = _current_stream(repository, name)
+            layers = stream.named_refs.items() if stream is not None else ()
+            found.update(layer for key, named in layers if (layer := _outdated(repository, name, key, named)))
+        seen |= configs
+    return found
+
+
+def _current_stream(repository: Repository, name: str) -> Splitstream | None:
+    return None if _current(repository, name) is None else read_stream(repository, name, ContentType.OCI_CONFIG)
+
+
+def _outdated(repository: Repository, config: str, key: str, named: bytes) -> str | None:
+    """The stream of the layer `key` if it is not the one that the config names."""
+    layer = f"{LAYER_PREFIX}{key}"
+    if not _is_layer(key) or (current := _current(repository, layer)) == named:
+        return None
+    if current is not None and repository.objects.has(current):
+        return layer
+    if not repository.objects.has(named):  # lost already
+        return None
+    raise CorruptError(f"stream {layer} is gone, and {config} names it: repair the repository", subject=layer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ STREAM_BYTES: Final = 1 << 30
 """The largest splitstream of a layer that is read back: small files, headers and a digest for each object."""
 
 CONFIG_PREFIX: Final = "oci-config-"
+LAYER_PREFIX: Final = "oci-layer-"
 
 REPAIR_REFS: Final = "composefsd-repair"
 """Refs below `streams/refs` that keep a layer whose stream was replaced until all that name it were written anew."""
@@ -86,7 +87,7 @@ def config_stream(digest: OciDigest) -> str:
 
 def layer_stream(diff_id: DiffId) -> str:
     """The stream of a layer: an image's by its diff_id, an artifact's by the digest of its blob."""
-    return f"oci-layer-{diff_id}"
+    return f"{LAYER_PREFIX}{diff_id}"
 
 
 @dataclass(frozen=True, slots=True)

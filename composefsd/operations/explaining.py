@@ -7,7 +7,7 @@ from typing import Final
 
 from composefsd.digests import ObjectId
 from composefsd.errors import FormatError, InvalidNameError, NoSuchObjectError, ObjectMissingError
-from composefsd.oci.storage import CONFIG_PREFIX, MANIFEST_PREFIX
+from composefsd.oci.storage import CONFIG_PREFIX, LAYER_PREFIX, MANIFEST_PREFIX
 from composefsd.operations.reasons import Reason, Why, reason
 from composefsd.repository import Repository
 from composefsd.repository.gc import explain as roots_of
@@ -15,7 +15,7 @@ from composefsd.repository.gc import explain as roots_of
 MOST_REASONS: Final = 1000
 """How many roots one answer tells, so that it stays far below what the bus takes."""
 
-_PREFIXES: Final = (MANIFEST_PREFIX, CONFIG_PREFIX, "oci-layer-")
+_PREFIXES: Final = (MANIFEST_PREFIX, CONFIG_PREFIX, LAYER_PREFIX)
 
 
 def reasons_for(repository: Repository, what: str) -> list[Reason]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from composefsd.digests import OciDigest
 from composefsd.errors import ComposefsdError, FormatError, LimitExceededError
 from composefsd.oci.fsck import Inspector, check_names, require_layer
-from composefsd.oci.settling import settle, unsettled_configs
+from composefsd.oci.settling import outdated_layers, settle, unsettled_configs
 from composefsd.oci.storage import manifests
 from composefsd.operations.explaining import reasons_for
 from composefsd.operations.listing import Listing
@@ -51,9 +51,9 @@ def collect(call: Call) -> dict[str, Any]:
 
 def _collect(call: Call, repository: Repository, listing: Listing | None, *, dry_run: bool) -> GcResult:
     left_behind = list(temporaries(repository))
-    roots: Iterable[str] = ()
+    roots = outdated_layers(repository)
     if dry_run:
-        roots = unsettled_configs(repository)
+        roots |= unsettled_configs(repository)
     else:
         repository.clean_temporaries()
         settle(repository)

@@ -307,3 +307,30 @@ def test_a_manifest_without_a_document_is_left_alone(repository: Repository) -> 
     repository.link_stream(manifest, stream)
     settling.settle(repository)
     assert repository.stream(manifest) == stream
+
+
+def test_a_layer_without_its_link_stops_a_collection_that_would_take_its_files(repository: Repository) -> None:
+    commit(repository)
+    name = layer_stream(load(repository).content.config.diff_ids[0])
+    layer = repository.stream(name)
+    assert layer is not None
+    assert settling.outdated_layers(repository) == set()
+    repository.unlink_stream(name)
+    with pytest.raises(CorruptError, match="repair"):
+        settling.outdated_layers(repository)
+    (repository.path / "objects" / layer.hex()[:2] / layer.hex()[2:]).unlink()
+    assert settling.outdated_layers(repository) == set()  # what is lost shall not keep all else
+
+
+def test_the_current_stream_of_a_layer_is_kept_while_a_config_names_another(repository: Repository) -> None:
+    commit(repository)
+    name = layer_stream(load(repository).content.config.diff_ids[0])
+    writer = Writer(Algorithm.SHA256, ContentType.OCI_LAYER)
+    writer.inline(b"the same layer, cut in another way")
+    current = repository.objects.store(writer.finish())
+    repository.link_stream(name, current)
+    roots = settling.outdated_layers(repository)
+    assert roots == {name}
+    collect(repository, roots=roots, dry_run=False)
+    assert repository.stream(name) == current
+    assert repository.objects.has(current)
