@@ -372,4 +372,4 @@ def test_a_document_is_read_or_refused_in_bounded_time_and_memory(
         verdicts = [ours(read, _document(sample, chance)).refusal is None for _ in range(number)]
     counts = Counter("read" if verdict else "refused" for verdict in verdicts)
     assert min(counts["read"], counts["refused"]) > number // 10
-    ledger.record(f"hostile {request.node.callspec.id}s of images", "nobody", number, told(counts))
+    ledger.record(f"hostile documents of images: {request.node.callspec.id}", "nobody", number, told(counts))
