@@ -21,6 +21,7 @@ from typing import Final, Self, TypeVar
 
 from composefsd.errors import ComposefsdError, FormatError, LimitExceededError, NoSpaceError, UnsupportedError
 from composefsd.linux.oserrors import translate
+from composefsd.linux.writing import write_all
 
 T = TypeVar("T")
 
@@ -282,7 +283,7 @@ class Volume:
             with os.fdopen(fd, "wb", buffering=0) as file:
                 for chunk in chunks:
                     self._step(f"write {path} at {size}")
-                    _write_all(fd, chunk)
+                    write_all(fd, chunk)
                     digest.update(chunk)
                     size += len(chunk)
                 self._step(f"sync {path}")
@@ -366,9 +367,3 @@ def _unless_absent(call: Callable[[], T]) -> T | None:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

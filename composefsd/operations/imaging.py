@@ -18,6 +18,7 @@ from composefsd.erofs import writer
 from composefsd.erofs.format import FormatVersion
 from composefsd.errors import FormatError, LimitExceededError, ObjectMissingError
 from composefsd.linux.reading import pread_all
+from composefsd.linux.writing import write_all
 from composefsd.oci.storage import STREAM_BYTES, ImageKind
 from composefsd.operations.facts import gather
 from composefsd.splitstream.format import ContentType
@@ -220,9 +221,8 @@ def _emit(fd: int | None, pieces: Iterator[bytes], algorithm: Algorithm) -> str:
     hasher = verity.Hasher(algorithm)
     for piece in pieces:
         hasher.update(piece)
-        view = memoryview(piece if fd is not None else b"")
-        while view:
-            view = view[os.write(fd or 0, view) :]
+        if fd is not None:
+            write_all(fd, piece)
     return hasher.digest().hex()
 
 

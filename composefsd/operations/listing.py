@@ -18,9 +18,9 @@ room.
 """
 
 import json
-import os
 from typing import Any, Final, Self
 
+from composefsd.linux.writing import write_all
 from composefsd.operations.reasons import printable, reason
 from composefsd.repository.gc import Gone, What
 from composefsd.repository.marks import Weight
@@ -78,9 +78,7 @@ class Listing:
         self._flush()
 
     def _flush(self) -> None:
-        view = memoryview(self._buffer)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        write_all(self._fd, self._buffer)
         self._buffer = bytearray()
 
     def _add(self, values: dict[str, Any]) -> None:
