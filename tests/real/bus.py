@@ -29,7 +29,11 @@ class Bus:
 
     def __init__(self, address: str) -> None:
         self._runner = asyncio.Runner()
-        self._bus = self._runner.run(self._connect(address))
+        try:
+            self._bus = self._runner.run(self._connect(address))
+        except BaseException:
+            self._runner.close()
+            raise
 
     @staticmethod
     async def _connect(address: str) -> MessageBus:

@@ -6,6 +6,7 @@ file system of a scratch folder seldom has it.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,16 @@ def _spawn(command: Sequence[str], log: BinaryIO) -> subprocess.Popen[bytes]:
     )
 
 
+def listens(path: Path) -> bool:
+    """Whether a connection to the socket of that name would be taken."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
 class Stage:
     """The folder and what runs in it."""
 
@@ -116,7 +127,7 @@ class Stage:
         with (self.folder / "bus.log").open("wb") as log:
             self._bus = _spawn(command, log)
         deadline = time.monotonic() + _START_SECONDS
-        while not self._socket.exists():
+        while not listens(self._socket):  # the name of a socket is there a moment before somebody listens
             if self._bus.poll() is not None or time.monotonic() > deadline:
                 raise StageError(f"dbus-daemon does not start:\n{(self.folder / 'bus.log').read_text()}")
             time.sleep(0.01)
