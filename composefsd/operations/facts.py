@@ -26,13 +26,17 @@ from composefsd.tree.table import Kind, Tree
 
 log = logging.getLogger(__name__)
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _DIGEST: Final = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{128})?")
 _OS_RELEASES: Final = (b"/usr/lib/os-release", b"/etc/os-release")
 _OS_RELEASE_BYTES: Final = 64 << 10
 _REFERENCES: Final = 16
 _REFERENCES_BYTES: Final = _REFERENCES * 4097  # a reference has no more than 4096 characters that can be printed
 _LABEL: Final = b"security.selinux"
+
+
+Detail = str | int | bool | tuple[str, ...]
+"""What is told of a boot resource under one name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ class FileFact:
 class BootFact:
     """One thing that boots, or takes part in it; `files` are its own file and those it needs.
 
-    command_lines are those of all profiles of a UKI; claims are the digests of images that they name.
+    command_lines are those of all profiles of a UKI; claims are the digests of images that they name; options are the
+    kernel arguments of an entry of type 1.
     """
 
     type: str
@@ -62,11 +67,12 @@ class BootFact:
     command_lines: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     problem: str = ""
+    options: str = ""
 
     @property
-    def details(self) -> dict[str, str | int | bool]:
+    def details(self) -> dict[str, Detail]:
         """What there is to tell of it, for people."""
-        told: dict[str, str | int | bool] = {
+        told: dict[str, Detail] = {
             "title": self.title,
             "version": self.version,
             "architecture": self.architecture,
@@ -148,6 +154,7 @@ def _boot_fact(document: Document) -> BootFact:
         document.texts("command_lines"),
         document.texts("claims"),
         document.text("problem"),
+        document.text("options"),
     )
 
 
@@ -221,6 +228,7 @@ def _described(tree: Tree, one: BootResource) -> BootFact:
         command_lines=one.uki.command_lines if one.uki else (),
         claims=claims,
         problem=one.problem or "",
+        options=one.entry.options if one.entry else "",
     )
 
 

@@ -31,7 +31,7 @@ class BootResourceInfo:
     type: str
     path: str
     kernel_version: str
-    details: dict[str, str | int | bool]
+    details: dict[str, str | int | bool | tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ Trust = Annotated[tuple[str, str, dict[str, Variant]], "(ssa{sv})"]
 Bootable = Annotated[tuple[bool, tuple[str, ...]], "(bas)"]
 BootResources = Annotated[list[tuple[str, str, str, dict[str, Variant]]], "a(sssa{sv})"]
 
-_DETAIL_TYPES: Final = {bool: "b", int: "t", str: "s"}
+_DETAIL_TYPES: Final = {bool: "b", int: "t", str: "s", tuple: "as"}
 
 
 class ImageObject(View[ImageFacts], interface=names.IMAGE):
