@@ -263,19 +263,15 @@ def _check_only_tags(repository: Repository, image: OciDigest, tags: Sequence[st
 
 
 def _forget(repository: Repository, image: OciDigest) -> None:
-    """The manifest's stream first, then its layers, then the images that no other OCI image has.
+    """The manifest's stream, then the layers that only this manifest had.
 
-    Raises InUseError if somebody has named it since.
+    Its config and composefs images stay until they are collected: another tool that pulls the image before that takes
+    the images that the config records for made.  Raises InUseError if somebody has named it since.
     """
     _check_only_tags(repository, image, ())
     stored = load_image(repository, image)
     repository.unlink_stream(manifest_stream(stored.digest))
     drop_layers(repository, stored.content.config.digest)
-    others = {one.digest.hex for other in _load_all(repository) for one in other.images}
-    others |= set(repository.refs(Category.IMAGES).values())
-    for one in stored.images:
-        if one.digest.hex not in others:
-            repository.unlink_image(one.digest.digest)
     repository.sync()
 
 

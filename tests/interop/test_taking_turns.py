@@ -306,3 +306,14 @@ def test_a_deployed_boot_image_survives_that_its_config_forgets_it(both: Both) -
     both.daemon.collect()
     assert boot <= {path.name for path in (both.cfsctl.repository / "images").iterdir()}
     assert both.cfsctl.run("fsck").returncode == 0
+
+
+def test_what_cfsctl_pulls_after_our_removal_has_its_links_again(both: Both) -> None:
+    """Removed, and not yet collected: cfsctl takes the config that is still there at its word."""
+    for flags in ((), ("--bootable",)):
+        both.daemon.pull(both.reference("rich"), "rich")
+        both.daemon.remove("rich")
+        both.cfsctl.say("oci", "pull", *flags, both.reference("rich"), "rich")
+        assert both.daemon.damage("quick") == []
+        both.cfsctl.say("oci", "untag", "rich")
+        both.daemon.collect()
