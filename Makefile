@@ -2,24 +2,25 @@
 # as root (else it names the one line that does), Python packages into .venv.  The second time it is quick.
 
 .DELETE_ON_ERROR:
-.PHONY: help setup check unit test vm interop demo fmt clean
+.PHONY: help setup check unit test vm interop bench demo fmt clean
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEED := tests/setup/need
-CODE := composefsd tests
-TYPED_TESTS := tests/conftest.py tests/demo tests/integration/*.py tests/interop/*.py tests/real tests/vm
+CODE := composefsd tests bench
+TYPED_TESTS := tests/conftest.py tests/demo tests/integration/*.py tests/interop/*.py tests/real tests/vm bench
 PYTEST_FLAGS ?=
 INTEROP_FLAGS ?=
 PARALLEL := --numprocesses=2 --dist=loadfile
 DEMO_FLAGS ?=
+BENCH_FLAGS ?=
 
-BUILD_PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libsystemd-dev libattr1-dev
+BUILD_PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libsystemd-dev libattr1-dev libpcre2-8-0
 ROOT_PACKAGES := mmdebstrap newuidmap:uidmap debian-archive-keyring unshare:util-linux
 DEMO_PACKAGES := dbus-daemon:dbus-daemon busctl:systemd $(ROOT_PACKAGES)
-TEST_PACKAGES := $(DEMO_PACKAGES) polkitd umoci fsck.erofs:erofs-utils fsverity mount
+TEST_PACKAGES := $(DEMO_PACKAGES) polkitd umoci fsck.erofs:erofs-utils fsverity mount openssl
 VM_PACKAGES := qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs $(ROOT_PACKAGES)
 INTEROP_PACKAGES := $(TEST_PACKAGES) skopeo gcc libc6-dev pkg-config libssl-dev
 
@@ -57,6 +58,10 @@ test: check ## all tests: check, then the daemon on a bus and real images
 interop: $(READY) ## against composefs-rs and C composefs, built once; writes docs/interop.md (INTEROP_FLAGS=--sweep=10)
 	@$(NEED) $(INTEROP_PACKAGES)
 	@$(BIN)/pytest $(PARALLEL) --write-table=docs/interop.md $(INTEROP_FLAGS) tests/interop
+
+bench: $(READY) ## what labelling costs beside composefs-rs, in the same run; no test (BENCH_FLAGS=--rounds=3)
+	@$(NEED) $(INTEROP_PACKAGES)
+	@PYTHONPATH=tests $(BIN)/python -m bench.labels $(BENCH_FLAGS)
 
 vm: $(READY) ## on a real kernel with fs-verity, in an emulated machine: secure repositories, and making one secure
 	@$(NEED) $(VM_PACKAGES)

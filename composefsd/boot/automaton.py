@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from composefsd.boot import byteset
-from composefsd.boot.regexp import Alternation, Assertion, Concat, Literal, Look, Node, Repeat, Set, size
+from composefsd.boot.regexp import Alternation, Assertion, Concat, Literal, Look, Node, Pattern, Repeat, Set
 from composefsd.errors import LimitExceededError
 
 LETTERS: Final = b"-dlcbps"
@@ -27,38 +27,46 @@ LETTERS: Final = b"-dlcbps"
 
 NO_RULE: Final = -1
 
-_RULE_SIZE_LIMIT: Final = 100_000  # nodes
-_SIZE_LIMIT: Final = 1_000_000  # all rules of Debian's policy have 130,000
+_SIZE_LIMIT: Final = 4_000_000  # nodes; all rules of Debian's policy have 130,000
 _WEIGHT_LIMIT: Final = 1_500_000  # nodes and transitions in all states, at less than 100 bytes each
 _STATE_WEIGHT: Final = 10  # of a state without either
+_CLOSURE_LIMIT: Final = 32  # nodes
+_SLICE_LIMIT: Final = 64  # prefixes
+_LEARNS_AT: Final = frozenset((32, 256, 2048, 16384))  # misses
 _START: Final = -1  # the byte before the first
+_END: Final = -1  # the byte behind the last
 
 _BYTE: Final = tuple(1 << byte for byte in range(256))
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A pattern, and the letter of the only type it is for; None is for all of them."""
+    """A pattern, and the letter of the only type it is for; None is for all of them.
 
-    pattern: Node
+    A pattern that `is_whole` is for a subject with its letter, and need not match up to the end.
+    """
+
+    pattern: Pattern
     letter: int | None
 
 
 def _holds(look: Look, before: int, after: int) -> bool:
     """Whether a condition is met between two bytes."""
     word_before = before >= 0 and bool(byteset.WORD >> before & 1)
-    word_after = bool(byteset.WORD >> after & 1)
+    word_after = after >= 0 and bool(byteset.WORD >> after & 1)
     match look:
         case Look.START:
             return before == _START
+        case Look.END:
+            return after == _END
         case Look.LINE_START:
             return before in (_START, 0x0A)
         case Look.LINE_END:
-            return after == 0x0A
+            return after in (_END, 0x0A)
         case Look.CRLF_START:
             return before in (_START, 0x0A) or (before == 0x0D and after != 0x0A)
         case Look.CRLF_END:
-            return after == 0x0D or (after == 0x0A and before != 0x0D)
+            return after in (_END, 0x0D) or (after == 0x0A and before != 0x0D)
         case Look.WORD:
             return word_before != word_after
         case Look.NOT_WORD:
@@ -78,6 +86,9 @@ class _Nodes:
     A node moves on a byte, splits, asks for a condition, or ends a rule.  `moves[n]` is the set of bytes that lead to
     `after[n]`, 0 for other nodes; `forks[n]` are the ways out of a split, `looks[n]` is the condition, and `ends[n]`
     the letter that has to follow.  `loops` has the nodes of a `.*` that nothing but the end of the rule comes after.
+    The rules of `whole` need no letter to follow: they are fulfilled, by a loop in `done`, once they are so.
+    `sure_ends` and `sure_loops` are those of rules for all types, with the rule.
+    `closures` remembers what is behind splits, None where it is too much to be remembered.
     """
 
     def __init__(self) -> None:
@@ -88,6 +99,11 @@ class _Nodes:
         self.looks: dict[int, Look] = {}
         self.ends: dict[int, int | None] = {}
         self.loops: set[int] = set()
+        self.whole: set[int] = set()
+        self.done: set[int] = set()
+        self.sure_ends: dict[int, int] = {}
+        self.sure_loops: dict[int, int] = {}
+        self.closures: dict[int, frozenset[int] | None] = {}
 
     def _add(self, rule: int, moves: int, after: int) -> int:
         self.rule.append(rule)
@@ -95,14 +111,23 @@ class _Nodes:
         self.after.append(after)
         return len(self.moves) - 1
 
-    def add_rule(self, number: int, rest: Sequence[Node], letter: int | None) -> int:
+    def add_rule(self, number: int, rest: Node, letter: int | None) -> int:
         """The first node of what follows the prefix of a rule."""
         end = self._add(number, 0, 0)
         self.ends[end] = letter
-        node = end
-        for part in reversed(rest):
-            node = self._build(number, part, node)
-        return node
+        if letter is None:
+            self.sure_ends[end] = number
+        return self._build(number, rest, end)
+
+    def add_whole(self, number: int, rest: Node) -> int:
+        """The first node of a rule for whole subjects."""
+        node = self._add(number, byteset.ALL, 0)
+        self.after[node] = node
+        self.whole.add(number)
+        self.done.add(node)
+        self.loops.add(node)
+        self.sure_loops[node] = number
+        return self._build(number, rest, node)
 
     def _build(self, rule: int, part: Node, after: int) -> int:
         """The nodes for a part, of which the last leads to `after`; answers with the first."""
@@ -148,15 +173,38 @@ class _Nodes:
         self.forks[fork] = (first, after)
         if isinstance(body, Set) and body.mask & byteset.NOT_NUL == byteset.NOT_NUL and after in self.ends:
             self.loops.add(first)  # `.*` at the end: from here on, the rule matches whatever comes
+            if self.ends[after] is None:
+                self.sure_loops[first] = rule
         return fork
 
-    def reach(self, starts: Iterable[int], between: tuple[int, int] | None = None) -> set[int]:
-        """The nodes at some places and behind the splits there; given two bytes, also behind conditions that hold."""
+    def closure(self, starts: Iterable[int]) -> set[int]:
+        """The nodes at some places and behind the splits there."""
+        out, large = set[int](), list[int]()
+        for start in starts:
+            if start not in self.closures:
+                found = frozenset(self.reach((start,), at_most=_CLOSURE_LIMIT))
+                self.closures[start] = found if len(found) <= _CLOSURE_LIMIT else None
+            known = self.closures[start]
+            if known is None:
+                large.append(start)
+            else:
+                out |= known
+        return out | self.reach(large) if large else out
+
+    def reach(
+        self, starts: Iterable[int], between: tuple[int, int] | None = None, *, at_most: int | None = None
+    ) -> set[int]:
+        """The nodes at some places and behind the splits there; given two bytes, also behind conditions that hold.
+
+        If that takes more than `at_most` nodes, the answer is more than so many nodes, whichever they are.
+        """
         forks, looks, out = self.forks, self.looks, set[int]()
         pending = list(starts)
         seen = set(pending)
         while pending:
             node = pending.pop()
+            if at_most is not None and len(seen) > at_most:
+                return seen
             ways = forks.get(node)
             if ways is None:
                 out.add(node)
@@ -175,9 +223,15 @@ class State(dict[int, "State"]):
 
     `rules` has a rule number or NO_RULE for each of LETTERS.  A state is `settled` if it does not matter which bytes
     follow: every subject that goes on from here has the rules of `beyond`.
+
+    In a busy state most bytes lead back to it.  `steady` are those of which this is known, so that they need no step
+    where they come first, and `tails` has the state behind what is left of a name then.
     """
 
-    __slots__ = ("_automaton", "before", "depth", "high", "known", "low", "nodes", "rules", "settled")
+    __slots__ = (
+        "_automaton", "_misses", "before", "depth", "high", "known", "low", "nodes", "rules", "settled", "steady",
+        "tails",
+    )  # fmt: skip
 
     def __init__(self, automaton: "Automaton", key: "_Key", rules: tuple[int, ...], *, settled: bool) -> None:
         self._automaton = automaton
@@ -185,6 +239,9 @@ class State(dict[int, "State"]):
         self.rules = rules
         self.settled = settled
         self.known: dict[tuple[int, ...], State] = {}
+        self.steady = b""
+        self.tails: dict[bytes, State] = {}
+        self._misses = 0
 
     def __missing__(self, byte: int) -> "State":
         state = self[byte] = self._automaton.step(self, byte)
@@ -196,6 +253,29 @@ class State(dict[int, "State"]):
         for byte in text:
             state = state[byte]
         return state
+
+    def learn(self, tail: bytes) -> "State":
+        """The state that a tail leads to, which is remembered."""
+        state, rest = self, tail
+        while rest:
+            state = state[rest[0]]
+            rest = rest[1:].lstrip(state.steady)
+            known = state.tails.get(rest)
+            if known is not None:
+                state = known
+                break
+        self.tails[tail] = state
+        self._automaton.spend(1)
+        self._misses += 1
+        if self._misses in _LEARNS_AT:
+            self.steady = bytes(byte for byte, after in self.items() if after is self)
+        return state
+
+    def forget(self) -> None:
+        """Let go of other states."""
+        self.clear()
+        self.known.clear()
+        self.tails.clear()
 
     @property
     def beyond(self) -> tuple[int, ...]:
@@ -214,8 +294,7 @@ class Automaton:
         """Raises LimitExceededError if counted repetitions make the rules too large."""
         _check_size(rules)
         self._rules = rules
-        self._rests: dict[int, Sequence[Node]] = {}
-        prefixes = sorted((self._split(number), number) for number in range(len(rules)))
+        prefixes = sorted((rule.pattern.prefix, number) for number, rule in enumerate(rules))
         self._prefixes = [prefix for prefix, _ in prefixes]
         self._numbers = array("i", (number for _, number in prefixes))
         self._nodes = _Nodes()
@@ -224,25 +303,16 @@ class Automaton:
         self._weight = 0
         self.start = self._state(0, len(rules), 0, _START, ())
 
-    def _split(self, number: int) -> bytes:
-        """The plain bytes that a rule starts with; what follows them is kept aside."""
-        pattern = self._rules[number].pattern
-        parts = pattern.parts if isinstance(pattern, Concat) else (pattern,)
-        if parts and isinstance(first := parts[0], Literal):
-            self._rests[number] = parts[1:]
-            return first.text
-        self._rests[number] = parts
-        return b""
-
     def match(self, subject: bytes) -> int:
         """The winning rule for a path with the letter of its type, or NO_RULE."""
         return self.start.after(subject[:-1]).rules[LETTERS.index(subject[-1])]
 
     def step(self, state: State, byte: int) -> State:
         """The state after one more byte."""
-        self._spend(1)
+        self.spend(1)
         moves = self._nodes.moves
-        moved = tuple(node for node in self._resolved(state.nodes, state.before, byte) if moves[node] >> byte & 1)
+        here = self._resolved(state.nodes, state.before, byte)
+        moved = tuple([node for node in here if moves[node] >> byte & 1])  # a list takes less time than a generator
         low, high = self._narrowed(state, byte)
         if low < high or self._nodes.looks:
             return self._state(low, high, state.depth + 1, byte, moved)
@@ -274,12 +344,15 @@ class Automaton:
         while low < high and len(self._prefixes[low]) == depth:
             places.append(self._entry(self._numbers[low]))
             low += 1
-        return self._interned(low, high, depth, before, self._nodes.reach(places))
+        return self._interned(low, high, depth, before, self._nodes.closure(places))
 
     def _entry(self, number: int) -> int:
         if number not in self._entries:
-            rest = self._rests[number]
-            self._entries[number] = self._nodes.add_rule(number, rest, self._rules[number].letter)
+            rule = self._rules[number]
+            if rule.pattern.is_whole:
+                self._entries[number] = self._nodes.add_whole(number, rule.pattern.tree())
+            else:
+                self._entries[number] = self._nodes.add_rule(number, rule.pattern.tree(), rule.letter)
         return self._entries[number]
 
     def _interned(self, low: int, high: int, depth: int, before: int, reached: set[int]) -> State:
@@ -289,7 +362,7 @@ class Automaton:
         if low == high:
             low = high = depth = 0
         asking = not self._nodes.looks.keys().isdisjoint(moving)
-        best, rule = self._best(ends), self._nodes.rule
+        best, rule = _highest(self._nodes.sure_ends, ends), self._nodes.rule
         ends = {node for node in ends if rule[node] >= best}
         key = (low, high, depth, before if asking else 0, moving, frozenset(ends))
         state = self._states.get(key)
@@ -301,25 +374,34 @@ class Automaton:
         return state
 
     def _pruned(self, low: int, high: int, reached: set[int]) -> tuple[int, int, frozenset[int]]:
-        best = self._best(reached & self._nodes.loops)
+        best = _highest(self._nodes.sure_loops, reached)
         if best == NO_RULE:
             return low, high, frozenset(reached)
-        if low < high and max(self._numbers[low:high]) < best:
+        if 0 < high - low < _SLICE_LIMIT and max(self._numbers[low:high]) < best:
             low = high = 0
         rule = self._nodes.rule
         return low, high, frozenset(node for node in reached if rule[node] >= best)
 
-    def _best(self, nodes: Iterable[int]) -> int:
-        """The highest rule of the nodes that holds for every type."""
-        numbers = (self._nodes.rule[node] for node in nodes)
-        return max((number for number in numbers if self._rules[number].letter is None), default=NO_RULE)
-
     def _rules_at(self, ends: frozenset[int], moving: frozenset[int], before: int, *, asking: bool) -> _Rules:
-        if not asking:
-            return self._winners(ends)
-        here = moving | ends
-        each = (self._winners(self._nodes.ends.keys() & self._resolved(here, before, letter)) for letter in LETTERS)
-        return tuple(rules[at] for at, rules in enumerate(each))
+        rules = self._winners(ends)
+        if asking:
+            here = moving | ends
+            each = (
+                self._winners(self._nodes.ends.keys() & self._resolved(here, before, letter)) for letter in LETTERS
+            )
+            rules = tuple(found[at] for at, found in enumerate(each))
+        if self._nodes.whole:
+            each_whole = (self._whole_winner(moving, before, letter) for letter in LETTERS)
+            rules = tuple(map(max, rules, each_whole))
+        return rules
+
+    def _whole_winner(self, moving: frozenset[int], before: int, letter: int) -> int:
+        """The highest of the rules for whole subjects that match if this letter is the last byte."""
+        nodes = self._nodes
+        ours = (node for node in self._resolved(moving, before, letter) if nodes.rule[node] in nodes.whole)
+        moved = [nodes.after[node] for node in ours if nodes.moves[node] >> letter & 1]
+        reached = nodes.reach(moved, (letter, _END)) & nodes.done
+        return max((nodes.rule[node] for node in reached), default=NO_RULE)
 
     def _winners(self, ends: Iterable[int]) -> _Rules:
         """The highest of the rules that end here, for each letter."""
@@ -331,24 +413,27 @@ class Automaton:
         return tuple(best)
 
     def _keep(self, key: _Key, state: State) -> None:
-        self._spend(_STATE_WEIGHT + len(state.nodes))
+        self.spend(_STATE_WEIGHT + len(state.nodes))
         self._states[key] = state
 
-    def _spend(self, weight: int) -> None:
+    def spend(self, weight: int) -> None:
         """Count what states hold; if it is too much, forget them all, which only costs time."""
         self._weight += weight
         if self._weight > _WEIGHT_LIMIT:
             for state in self._states.values():
-                state.clear()
-                state.known.clear()
+                state.forget()
             self._states.clear()
             self._weight = weight
+
+
+def _highest(rules: dict[int, int], nodes: set[int]) -> int:
+    """The highest rule of those nodes that have one."""
+    return max(map(rules.__getitem__, nodes & rules.keys()), default=NO_RULE)
 
 
 def _check_size(rules: Iterable[Rule]) -> None:
     total = 0
     for number, rule in enumerate(rules):
-        nodes = size(rule.pattern)
-        total += nodes
-        if nodes > _RULE_SIZE_LIMIT or total > _SIZE_LIMIT:
-            raise LimitExceededError(f"rule {number} of a policy repeats too much", limit=_RULE_SIZE_LIMIT)
+        total += rule.pattern.size
+        if total > _SIZE_LIMIT:
+            raise LimitExceededError(f"rule {number} of a policy repeats too much", limit=_SIZE_LIMIT)

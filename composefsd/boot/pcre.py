@@ -1,348 +1,162 @@
-"""Rules of a policy that only PCRE2 can read: look-around, back references, possessive repetition.
+"""Rules of a policy that only PCRE2 can read: look-around, back references, possessive repetition, recursion.
 
-composefs-rs gives a pattern that Rust's regex syntax refuses to PCRE2 10.46, without options: bytes, no Unicode, `.`
-is any byte but a newline, `{` may stand for itself.  Here it is translated to Python's `re`, which knows nearly all
-of that.  Classes become explicit sets, and flags get the scope that PCRE2 gives them.  What `re` has no words for
-(recursion, conditions, verbs, Unicode properties) raises UnsupportedError.
+composefs-rs 0.9.4 gives a pattern that Rust's regex syntax refuses to the library PCRE2, by way of the crate `pcre2`:
+as bytes, without options and without its just-in-time compiler.  So do we, with the library that libselinux brings to
+every Debian.  A search that PCRE2 gives up, after ten million steps, is one without a match there, and is so here.
+
+The library may be older than the one that composefs-rs brings, 10.46.  What that one may read in another way is
+refused then, rather than given another label.
+
+API: pcre2api(3), the numbers are those of pcre2.h.  The library is loaded on import, before a worker has no files.
 """
 
+import ctypes
 import re
+import weakref
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 from typing import Final
 
-from composefsd.boot import byteset
-from composefsd.errors import FormatError, LimitExceededError, UnsupportedError
+from composefsd.errors import FormatError, UnsupportedError
 
-_NEST_LIMIT: Final = 60
-_COUNT_LIMIT: Final = 65535
+_LIBRARY: Final = "libpcre2-8.so.0"
+_REFERENCE: Final = (10, 46)
+_COUNT_FROM_ZERO: Final = (10, 43), re.compile(r"\{,[0-9]")  # `{,3}` is a repetition since then
+_NEW_SYNTAX: Final = {111, 125, 148, 160}  # unknown group, look-behind of no fixed length, long name, unknown verb
 
-_QUANTIFIER: Final = re.compile(rb"([*+?]|\{([0-9]+)\}|\{([0-9]*),([0-9]*)\})([+?]?)")
-_GROUP: Final = re.compile(rb"\?(?:[:=!>]|<[=!]|P?<([A-Za-z_][0-9A-Za-z_]*)>|'([A-Za-z_][0-9A-Za-z_]*)')")
-_FLAGS: Final = re.compile(rb"\?([imsxU]*)(?:-([imsxU]+))?([:)])")
-_OWN_FLAGS: Final = b"xU"  # handled here
-_NAME_REFERENCE: Final = re.compile(
-    rb"(?:\\k<(\w+)>|\\k'(\w+)'|\\[kg]\{([A-Za-z_]\w*)\}|\(\?P=(\w+)\))|\\g(?:\{([0-9]+)\}|([0-9]+))"
-)
-_CHARACTER: Final = re.compile(
-    rb"x\{([0-9A-Fa-f]+)\}|x([0-9A-Fa-f]{0,2})|o\{([0-7]+)\}|(0[0-7]{0,2})|c([\x20-\x7e])|([aefnrt])"
-)
-_POSIX: Final = re.compile(rb"\[:(\^?)([a-z]+):\]")
-
-_SIMPLE: Final = {b"a": 0x07, b"e": 0x1B, b"f": 0x0C, b"n": 0x0A, b"r": 0x0D, b"t": 0x09}
-_HORIZONTAL: Final = byteset.of("\t \xa0")
-_VERTICAL: Final = byteset.of("\n\x0b\x0c\r\x85")
-_SETS: Final = {
-    **{letter.encode(): mask for letter, mask in byteset.PERL.items()},
-    **{letter.upper().encode(): byteset.ALL & ~mask for letter, mask in byteset.PERL.items()},
-    b"h": _HORIZONTAL,
-    b"H": byteset.ALL & ~_HORIZONTAL,
-    b"v": _VERTICAL,
-    b"V": byteset.ALL & ~_VERTICAL,
-    b"N": byteset.ALL & ~byteset.of("\n"),
-}
-_ANCHORS: Final = {
-    b"A": rb"\A",
-    b"G": rb"\A",
-    b"z": rb"\Z",
-    b"Z": rb"(?=\n?\Z)",
-    b"b": rb"\b",
-    b"B": rb"\B",
-}
-_NEVER: Final = b"(?!)"
+_CONFIG_VERSION: Final = 11
+_NEWLINE_LF: Final = 2
+_BSR_UNICODE: Final = 1
+_NEST_LIMIT: Final = 250  # these four are what composefs-rs's build has by default
+_MATCH_LIMIT: Final = 10_000_000
+_DEPTH_LIMIT: Final = 10_000_000
+_HEAP_LIMIT: Final = 20_000_000  # KiB
+_NO_MEMORY: Final = -48
+_NO_MEMORY_TO_COMPILE: Final = 121
 
 
-def _set_text(mask: int) -> bytes:
-    """A set in the syntax of `re`."""
-    members = [byte for byte in range(256) if mask >> byte & 1]
-    if not members:
-        return _NEVER
-    return b"[" + b"".join(b"\\x%02x" % byte for byte in members) + b"]"
+class _Pcre2:
+    """The library with the contexts that each pattern is compiled and matched in."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        _declare(library)
+        self._library = library
+        self.version = self._version()
+        self._compiling = library.pcre2_compile_context_create_8(None)
+        self._matching = library.pcre2_match_context_create_8(None)
+        if not self._compiling or not self._matching:
+            raise MemoryError
+        library.pcre2_set_newline_8(self._compiling, _NEWLINE_LF)
+        library.pcre2_set_bsr_8(self._compiling, _BSR_UNICODE)
+        library.pcre2_set_parens_nest_limit_8(self._compiling, _NEST_LIMIT)
+        library.pcre2_set_match_limit_8(self._matching, _MATCH_LIMIT)
+        library.pcre2_set_depth_limit_8(self._matching, _DEPTH_LIMIT)
+        library.pcre2_set_heap_limit_8(self._matching, _HEAP_LIMIT)
+
+    def _version(self) -> tuple[int, int]:
+        """Of a text such as `10.42 2022-12-11`."""
+        text = ctypes.create_string_buffer(64)
+        self._library.pcre2_config_8(_CONFIG_VERSION, text)
+        major, minor = re.findall(r"[0-9]+", text.value.decode())[:2]
+        return int(major), int(minor)
+
+    def compile(self, text: bytes) -> int:
+        """The address of a compiled pattern.  Raises FormatError or UnsupportedError in the words of PCRE2."""
+        error, offset = c_int(), c_size_t()
+        code: int | None = self._library.pcre2_compile_8(
+            text, len(text), 0, byref(error), byref(offset), self._compiling
+        )
+        if code is None:
+            raise self._refusal(error.value, offset.value)
+        return code
+
+    def _refusal(self, number: int, offset: int) -> Exception:
+        if number == _NO_MEMORY_TO_COMPILE:
+            return MemoryError()
+        text = ctypes.create_string_buffer(256)
+        self._library.pcre2_get_error_message_8(number, text, len(text))
+        message = f"{text.value.decode()} at byte {offset}"
+        if number in _NEW_SYNTAX and self.version < _REFERENCE:
+            return UnsupportedError(
+                f"{message}, says PCRE2 {self.version[0]}.{self.version[1]}, a newer one might not"
+            )
+        return FormatError(message, offset=offset)
+
+    def memory_for(self, code: int) -> int:
+        """The address of a block to match a pattern with."""
+        data: int | None = self._library.pcre2_match_data_create_from_pattern_8(code, None)
+        if data is None:
+            raise MemoryError
+        return data
+
+    def matches(self, code: int, data: int, subject: bytes) -> bool:
+        found: int = self._library.pcre2_match_8(code, subject, len(subject), 0, 0, data, self._matching)
+        if found == _NO_MEMORY:  # not a verdict: with more memory there would be one
+            raise MemoryError
+        return found > 0
+
+    def free(self, code: int, data: int) -> None:
+        self._library.pcre2_match_data_free_8(data)
+        self._library.pcre2_code_free_8(code)
 
 
-class _Translator:
-    """One pass over a pattern; what `re` is to read gathers in `out`."""
+def _declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes the types of the functions that are used here."""
+    pointers = {
+        "pcre2_compile_context_create_8": [c_void_p],
+        "pcre2_match_context_create_8": [c_void_p],
+        "pcre2_match_data_create_from_pattern_8": [c_void_p, c_void_p],
+        "pcre2_compile_8": [c_char_p, c_size_t, c_uint32, POINTER(c_int), POINTER(c_size_t), c_void_p],
+    }
+    numbers = {
+        "pcre2_config_8": [c_uint32, c_void_p],
+        "pcre2_get_error_message_8": [c_int, c_char_p, c_size_t],
+        "pcre2_match_8": [c_void_p, c_char_p, c_size_t, c_size_t, c_uint32, c_void_p, c_void_p],
+        **{f"pcre2_set_{what}_8": [c_void_p, c_uint32] for what in ("newline", "bsr", "parens_nest_limit")},
+        **{f"pcre2_set_{what}_limit_8": [c_void_p, c_uint32] for what in ("match", "depth", "heap")},
+    }
+    for results, functions in ((c_void_p, pointers), (c_int, numbers)):
+        for name, arguments in functions.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, results
+    for name in ("pcre2_code_free_8", "pcre2_match_data_free_8"):
+        function = getattr(library, name)
+        function.argtypes, function.restype = [c_void_p], None
 
-    def __init__(self, pattern: bytes) -> None:
-        self.pattern = pattern
-        self.at = 0
-        self.out: list[bytes] = []
-        # for each open group, the heads of the `(?i:` that stand for a `(?i)` in it, and the flags that are on
-        self.scopes: list[list[bytes]] = [[]]
-        self.on: list[frozenset[int]] = [frozenset()]
-        self.repeatable = False
 
-    def refuse(self, what: str) -> FormatError:
-        return FormatError(f"{what} at byte {self.at} of the regular expression", offset=self.at)
-
-    def unsupported(self, what: str) -> UnsupportedError:
-        return UnsupportedError(f"{what} at byte {self.at} of a regular expression of a policy", offset=self.at)
-
-    def translate(self) -> bytes:
-        while self.at < len(self.pattern):
-            self.token(self.pattern[self.at : self.at + 1])
-        if len(self.scopes) > 1:
-            raise self.refuse("unclosed group")
-        return b"".join(self.out) + b")" * len(self.scopes[0])
-
-    def token(self, char: bytes) -> None:
-        repeatable, self.repeatable = self.repeatable, True
-        match char:
-            case b"\\":
-                self.escape()
-            case b"[":
-                if self.pattern.startswith((b"[:", b"[.", b"[="), self.at):
-                    raise self.unsupported("a class that looks like a part of one")
-                self.out.append(_set_text(self.bracket()))
-            case b"(":
-                self.open_group()
-            case b")":
-                self.close_group()
-            case b"|":
-                self.alternative()
-            case b"*" | b"+" | b"?" | b"{":
-                self.quantifier(char, repeatable=repeatable)
-            case b"#" if self.is_on(b"x"):
-                raise self.refuse("a comment that swallows the end")
-            case b"^" | b"$":
-                self.anchor(char, 1)
-            case _:
-                self.at += 1
-                self.out.append(char if char == b"." else re.escape(char))
-
-    def anchor(self, text: bytes, length: int) -> None:
-        self.out.append(text)
-        self.at += length
-        self.repeatable = False
-
-    def quantifier(self, char: bytes, *, repeatable: bool) -> None:
-        match = _QUANTIFIER.match(self.pattern, self.at)
-        if match is None or match[1] == b"{,}":
-            self.at += 1
-            self.out.append(re.escape(char))
-            return
-        if not repeatable:
-            raise self.refuse("a quantifier with nothing to repeat")
-        self.repeatable = False
-        counts = [int(count) for count in match.group(2, 3, 4) if count]
-        if max(counts, default=0) > _COUNT_LIMIT or counts != sorted(counts):
-            raise self.refuse("a repetition count out of range")
-        self.at = match.end()
-        lazy = b"" if match[5] == b"?" else b"?"
-        self.out.append(match[1] + (lazy if self.is_on(b"U") and match[5] != b"+" else match[5]))
-
-    def is_on(self, flag: bytes) -> bool:
-        return flag[0] in self.on[-1]
-
-    # Groups
-
-    def open_group(self) -> None:
-        if self.pattern.startswith(b"(*", self.at):
-            raise self.unsupported("a verb")
-        if self.pattern.startswith(b"(?#", self.at):
-            return self.comment()
-        if reference := _NAME_REFERENCE.match(self.pattern, self.at):
-            return self.reference(reference)
-        if not self.pattern.startswith(b"(?", self.at):
-            return self.push(b"(", 1)
-        if head := _GROUP.match(self.pattern, self.at + 1):
-            name = head[1] or head[2]
-            return self.push(b"(?P<" + name + b">" if name else b"(" + head[0], len(head[0]) + 1)
-        return self.flags()
-
-    def comment(self) -> None:
-        end = self.pattern.find(b")", self.at)
-        if end < 0:
-            raise self.refuse("unclosed comment")
-        self.at = end + 1
-
-    def push(self, head: bytes, length: int) -> None:
-        self.repeatable = False
-        if len(self.scopes) > _NEST_LIMIT:
-            raise LimitExceededError(f"a regular expression is nested deeper than {_NEST_LIMIT}", limit=_NEST_LIMIT)
-        self.out.append(head)
-        self.at += length
-        self.scopes.append([])
-        self.on.append(self.on[-1])
-
-    def close_group(self) -> None:
-        if len(self.scopes) == 1:
-            raise self.refuse("unopened group")
-        self.out.append(b")" * (len(self.scopes.pop()) + 1))
-        self.on.pop()
-        self.at += 1
-
-    def flags(self) -> None:
-        """`(?i:` or `(?i)`; the latter holds up to the end of the group around it."""
-        match = _FLAGS.match(self.pattern, self.at + 1)
-        if match is None:
-            raise self.unsupported("an unknown group")
-        on, off, end = match[1], match[2] or b"", match[3]
-        if set(on) & set(off):
-            raise self.unsupported("a flag both set and cleared")
-        ours, theirs = (flags.translate(None, _OWN_FLAGS) for flags in (on, off))
-        head = b"(?" + bytes(dict.fromkeys(ours)) + (b"-" + bytes(dict.fromkeys(theirs)) if theirs else b"") + b":"
-        if end == b":":
-            self.push(head, len(match[0]) + 1)
-        else:
-            self.out.append(head)
-            self.scopes[-1].append(head)
-            self.at = match.end()
-            self.repeatable = False
-        self.on[-1] = (self.on[-1] | set(on)) - set(off)
-
-    def alternative(self) -> None:
-        self.repeatable = False
-        heads = self.scopes[-1]
-        self.out.append(b")" * len(heads) + b"|" + b"".join(heads))
-        self.at += 1
-
-    # Escapes
-
-    def escape(self) -> None:
-        char = self.pattern[self.at + 1 : self.at + 2]
-        if char == b"Q":
-            return self.quoted()
-        if reference := _NAME_REFERENCE.match(self.pattern, self.at):
-            return self.reference(reference)
-        if char in _ANCHORS:
-            return self.anchor(_ANCHORS[char], 2)
-        if char in _SETS:
-            self.out.append(_set_text(_SETS[char]))
-            self.at += 2
-            return None
-        if char and char in b"123456789":
-            return self.number()
-        if char == b"E":
-            self.at += 2
-            return None
-        self.out.append(b"\\x%02x" % self.character())
+def _load() -> _Pcre2 | None:
+    try:
+        return _Pcre2(ctypes.CDLL(_LIBRARY))
+    except OSError:  # told to those who need it
         return None
 
-    def quoted(self) -> None:
-        """`\\Q…\\E`"""
-        end = self.pattern.find(rb"\E", self.at)
-        end = len(self.pattern) if end < 0 else end
-        self.out.append(re.escape(self.pattern[self.at + 2 : end]))
-        self.at = end + 2
 
-    def reference(self, match: re.Match[bytes]) -> None:
-        name = match[1] or match[2] or match[3] or match[4]
-        self.at = match.end()
-        if name:
-            self.out.append(b"(?P=" + name + b")")
-        else:
-            self.refer(int(match[5] or match[6]))
-
-    def number(self) -> None:
-        if self.pattern[self.at + 2 : self.at + 3].isdigit():
-            raise self.unsupported("a back reference over 9")
-        number = int(self.pattern[self.at + 1 : self.at + 2])
-        self.at += 2
-        self.refer(number)
-
-    def refer(self, number: int) -> None:
-        # Group 1 is the one around the whole pattern: not closed yet, so a reference to it matches nothing.
-        self.out.append(_NEVER if number == 1 else b"(?:\\%d)" % number)
-
-    def character(self) -> int:
-        """The byte that an escape stands for."""
-        match = _CHARACTER.match(self.pattern, self.at + 1)
-        if match is None:
-            return self.plain()
-        braced, plain, octal, zero, control, simple = match.groups()
-        if control is not None:
-            value = ord(control.upper()) ^ 0x40
-        elif simple is not None:
-            value = _SIMPLE[simple]
-        else:
-            value = int(octal or zero, 8) if octal or zero else int(braced or plain or b"0", 16)
-        if value > 0xFF:
-            raise self.refuse("a character over 255")
-        self.at = match.end()
-        return value
-
-    def plain(self) -> int:
-        char = self.pattern[self.at + 1 : self.at + 2]
-        if char == b"":
-            raise self.refuse("a backslash at the end")
-        if char.isalnum():
-            raise self.unsupported("an unknown escape")
-        self.at += 2
-        return char[0]
-
-    # Bracketed classes
-
-    def bracket(self) -> int:
-        """The bytes of a class, from `[` to its `]`."""
-        self.at += 1
-        negated = self.pattern[self.at : self.at + 1] == b"^"
-        self.at += negated
-        mask, first = 0, True
-        while first or self.pattern[self.at : self.at + 1] != b"]":
-            mask |= self.bracket_item()
-            first = False
-        self.at += 1
-        mask = byteset.fold(mask) if self.is_on(b"i") else mask
-        return byteset.ALL & ~mask if negated else mask
-
-    def bracket_item(self) -> int:
-        if named := _POSIX.match(self.pattern, self.at):
-            return self.not_a_range(self.posix(named))
-        member = self.bracket_member()
-        if isinstance(member, bytes):
-            return self.not_a_range(_SETS[member])
-        if not self.range_follows():
-            return 1 << member
-        self.at += 1
-        last = self.bracket_member()
-        if isinstance(last, bytes) or last < member:
-            raise self.refuse("a range that is none")
-        return byteset.of((member, last))
-
-    def range_follows(self) -> bool:
-        return self.pattern.startswith(b"-", self.at) and self.pattern[self.at + 1 : self.at + 2] != b"]"
-
-    def not_a_range(self, mask: int) -> int:
-        if self.range_follows():
-            raise self.refuse("a range that starts with a set")
-        return mask
-
-    def posix(self, named: re.Match[bytes]) -> int:
-        mask = byteset.ASCII_CLASSES.get(named[2].decode())
-        if mask is None:
-            raise self.refuse("an unknown class of characters")
-        self.at = named.end()
-        mask = byteset.fold(mask) if self.is_on(b"i") else mask
-        return byteset.ALL & ~mask if named[1] else mask
-
-    def bracket_member(self) -> int | bytes:
-        """A byte, or the letter of an escape that stands for a set."""
-        char = self.pattern[self.at : self.at + 1]
-        if char == b"":
-            raise self.refuse("unclosed class")
-        if char != b"\\":
-            self.at += 1
-            return char[0]
-        letter = self.pattern[self.at + 1 : self.at + 2]
-        if letter in _SETS and letter != b"N":
-            self.at += 2
-            return letter
-        if letter == b"b":
-            self.at += 2
-            return 0x08
-        return self.character()
+_pcre2: Final = _load()
 
 
-def compile_rule(pattern: str, letter: int | None) -> re.Pattern[bytes]:
-    """A pattern whose `match` tells about a path with the letter of its type behind; None fits every letter.
+class Pattern:
+    """A compiled pattern, for subjects that are a path with the letter of its type behind."""
 
-    Raises FormatError for a malformed pattern, UnsupportedError for one that only PCRE2 could run, and
-    LimitExceededError for one that is nested too deeply.
+    def __init__(self, library: _Pcre2, text: bytes) -> None:
+        """Raises FormatError or UnsupportedError."""
+        self._library = library
+        self._code = library.compile(text)
+        self._data = library.memory_for(self._code)
+        weakref.finalize(self, library.free, self._code, self._data)
+
+    def matches(self, subject: bytes) -> bool:
+        """Whether PCRE2 finds a match; False if it gives up.  Raises MemoryError if it finds too little of that."""
+        return self._library.matches(self._code, self._data, subject)
+
+
+def compile_rule(text: str) -> Pattern:
+    """The pattern of a rule, as composefs-rs puts it together: anchored, with a letter for the type.
+
+    Raises FormatError for what PCRE2 refuses, and UnsupportedError if there is no library, or if it is too old to
+    tell what a newer one makes of the pattern.
     """
-    inner = _Translator(pattern.encode()).translate()
-    ending = b"." if letter is None else re.escape(bytes([letter]))
-    try:
-        return re.compile(b"(" + inner + b")" + ending + rb"\Z")
-    except re.error as error:
-        if "group" in error.msg:  # a reference to one that is open, or comes later
-            raise UnsupportedError(f"a back reference in a regular expression of a policy: {error}") from error
-        raise FormatError(f"the regular expression does not parse: {error}") from error
+    if _pcre2 is None:
+        raise UnsupportedError(f"a regular expression of a policy needs PCRE2: {_LIBRARY} cannot be loaded")
+    since, changed = _COUNT_FROM_ZERO
+    if _pcre2.version < since and changed.search(text):
+        raise UnsupportedError("PCRE2 reads `{,` in a regular expression of a policy in another way since 10.43")
+    return Pattern(_pcre2, text.encode())

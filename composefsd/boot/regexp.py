@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 
 from composefsd.boot import byteset
-from composefsd.errors import FormatError, LimitExceededError, UnsupportedError
+from composefsd.errors import FormatError, UnsupportedError
 
-_NEST_LIMIT: Final = 60
-_QUANTIFIER_LIMIT: Final = 4  # in a row
+_NEST_LIMIT: Final = 250
+_DEPTH_OF_PATTERN: Final = 2  # the group around it, and that in a sequence
 _COUNT_LIMIT: Final = (1 << 32) - 1
+_SUBJECT_LIMIT: Final = 1 << 15  # bytes; a path has 4096, and four times as many in front where it is replaced
 
 _LITERALS: Final = re.compile(r"[^\\.+*?()|\[{^$#]+")
 _COUNTS: Final = re.compile(r"\{([0-9]{1,999})(?:(,)([0-9]{0,999}))?\}")
@@ -26,13 +28,25 @@ _FLAGS: Final = re.compile(r"\?([imsURux]*)(?:-([imsURux]+))?([:)])")
 _ASCII_CLASS: Final = re.compile(r"\[:(\^?)([a-z]+):\]")
 _SPECIAL_BOUNDARY: Final = re.compile(r"\{([-A-Za-z]+)\}")
 _HEX: Final = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|[xuU]\{([0-9A-Fa-f]+)\}")
+
+# Patterns of a form that is known to parse, which nearly all rules of a policy have: plain characters, dots, small
+# classes, and groups two deep, each repeated once at most, and no flags or alternatives outside a group.
+_CHARACTER: Final = r"""(?:[A-Za-z0-9_/~%@=:,;!"'-]|\\[.+*?()|\[\]{}^$\\-])"""
+_CLASS: Final = r"\[\^?(?:A-Z|a-z|0-9|[A-Za-z0-9_./:@+])+\]"
+_ITEM: Final = rf"(?:{_CHARACTER}|\.|{_CLASS})[?*+]?+"
+_INNER: Final = rf"\((?:{_ITEM}|\|)*+\)[?*+]?+"
+_COMMON: Final = re.compile(rf"(?:{_ITEM}|\((?:{_ITEM}|{_INNER}|\|)*+\)[?*+]?+)*+")
+_PREFIX: Final = re.compile(rf"(?:{_CHARACTER}(?![?*+]))*+")
+_BACKSLASH: Final = re.compile(r"\\(.)")
+
 _SIMPLE_ESCAPES: Final = {"a": "\x07", "f": "\x0c", "t": "\t", "n": "\n", "r": "\r", "v": "\x0b"}
 
 
 class Look(Enum):
-    """A condition on the bytes around a position; there is always a byte after it, the letter of the type."""
+    """A condition on the bytes around a position."""
 
     START = auto()
+    END = auto()
     LINE_START = auto()
     LINE_END = auto()
     CRLF_START = auto()
@@ -143,6 +157,48 @@ class _Flags:
         return Look.CRLF_START if self.crlf else Look.LINE_START
 
 
+class _Open:
+    """A group that is being read: its branches, and the parts of the last one.
+
+    regex-syntax bounds how deep a tree is, so depths are counted here, of its trees: a sequence of one part is none,
+    each plain character is a part.
+    """
+
+    def __init__(self, outer: _Flags) -> None:
+        self.outer = outer  # the flags after the group
+        self._branches: list[Node] = []
+        self._below = 0  # the depth of the deepest branch
+        self._parts: list[Node] = []
+        self._count = self._deepest = 0
+
+    def add(self, node: Node, depth: int, count: int = 1) -> None:
+        """Add what stands for `count` parts."""
+        _append(self._parts, node)
+        self._count += count
+        self._deepest = max(self._deepest, depth)
+
+    def add_flags(self) -> None:
+        self._count += 1
+
+    def end_branch(self) -> None:
+        parts = self._parts
+        self._branches.append(parts[0] if len(parts) == 1 else Concat(tuple(parts)))
+        self._below = max(self._below, self._deepest + (self._count > 1))
+        self._parts = []
+        self._count = self._deepest = 0
+
+    def finish(self) -> tuple[Node, int]:
+        """The tree of the group's content, and its depth."""
+        self.end_branch()
+        if len(self._branches) == 1:
+            return self._branches[0], self._below
+        return Alternation(tuple(self._branches)), self._below + 1
+
+
+class _UnopenedError(FormatError):
+    """A group is closed that was not opened in the pattern itself."""
+
+
 def _refusal(what: str, at: int) -> FormatError:
     return FormatError(f"{what} at character {at} of the regular expression", offset=at)
 
@@ -150,11 +206,12 @@ def _refusal(what: str, at: int) -> FormatError:
 class _Parser:
     """One pass over a pattern; `at` counts characters."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, *, is_whole: bool) -> None:
         self.pattern = pattern
+        self.is_whole = is_whole
         self.at = 0
         self.flags = _Flags()
-        self.depth = 0
+        self.open = [_Open(self.flags)]  # the groups that are not closed yet, in the pattern itself
         self.names: set[str] = set()
 
     def peek(self, count: int = 1) -> str:
@@ -163,45 +220,43 @@ class _Parser:
     def refuse(self, what: str) -> FormatError:
         return _refusal(what, self.at)
 
-    def parse(self) -> Node:
-        node = self.alternation()
-        if self.at < len(self.pattern):
-            raise self.refuse("unopened group")
+    def parse(self, depth: int) -> Node:
+        """The tree; `depth` is how deep it will be nested in another one."""
+        while self.at < len(self.pattern):
+            self.item(self.peek())
+        if len(self.open) > 1:
+            raise self.refuse("unclosed group")
+        node, deepest = self.open[0].finish()
+        if depth + deepest > _NEST_LIMIT:
+            raise self.refuse("nesting that is too deep")
         return node
-
-    def descend(self) -> None:
-        self.depth += 1
-        if self.depth > _NEST_LIMIT:
-            raise LimitExceededError(f"a regular expression is nested deeper than {_NEST_LIMIT}", limit=_NEST_LIMIT)
 
     # Structure
 
-    def alternation(self) -> Node:
-        branches = [self.concat()]
-        while self.peek() == "|":
+    def item(self, char: str) -> None:
+        """Read on, up to and including the next thing that can be repeated."""
+        if char in "?*+{":
+            raise self.refuse("a quantifier with nothing to repeat")
+        if char == "|":
             self.at += 1
-            branches.append(self.concat())
-        return branches[0] if len(branches) == 1 else Alternation(tuple(branches))
+            self.open[-1].end_branch()
+        elif char == "(":
+            self.open_group()
+        elif char == ")":
+            self.close_group()
+        elif literal := _LITERALS.match(self.pattern, self.at):
+            self.literals(literal.group())
+        else:
+            self.add_quantified(*self.atom(char))
 
-    def concat(self) -> Node:
-        parts: list[Node] = []
-        while (char := self.peek()) not in ("", "|", ")"):
-            if char in "?*+{":
-                raise self.refuse("a quantifier with nothing to repeat")
-            if literal := _LITERALS.match(self.pattern, self.at):
-                self.literals(literal.group(), parts)
-            elif (atom := self.atom(char)) is not None:
-                _append(parts, self.quantified(atom))
-        return parts[0] if len(parts) == 1 else Concat(tuple(parts))
-
-    def literals(self, text: str, parts: list[Node]) -> None:
+    def literals(self, text: str) -> None:
         """A run of plain characters, the last of which may be repeated."""
         self.at += len(text)
         if not self.quantifier_follows():
-            return _append(parts, self.literal(text))
+            return self.open[-1].add(self.literal(text), 0, len(text))
         if len(text) > 1:
-            _append(parts, self.literal(text[:-1]))
-        return parts.append(self.quantified(self.literal(text[-1])))
+            self.open[-1].add(self.literal(text[:-1]), 0, len(text) - 1)
+        return self.add_quantified(self.literal(text[-1]), 0)
 
     def literal(self, text: str) -> Node:
         encoded = text.encode()
@@ -213,14 +268,13 @@ class _Parser:
     def quantifier_follows(self) -> bool:
         return self.peek() in ("?", "*", "+", "{")
 
-    def quantified(self, node: Node) -> Node:
-        """The node with the quantifiers that follow it."""
-        for _ in range(_QUANTIFIER_LIMIT):
-            bounds = self.quantifier()
-            if bounds is None:
-                return node
-            node = Repeat(node, *bounds)
-        raise LimitExceededError("more than three quantifiers in a row in a regular expression")
+    def add_quantified(self, node: Node, depth: int) -> None:
+        """Add a node, with the quantifiers that follow it."""
+        while (bounds := self.quantifier()) is not None:
+            node, depth = _repeat(node, *bounds), depth + 1
+            if depth > _NEST_LIMIT:
+                raise self.refuse("nesting that is too deep")
+        self.open[-1].add(node, depth)
 
     def quantifier(self) -> tuple[int, int | None] | None:
         char = self.peek()
@@ -247,47 +301,53 @@ class _Parser:
         self.at = match.end()
         return least, most
 
-    def atom(self, char: str) -> Node | None:
-        """The next thing that can be repeated; None for a change of flags."""
-        if char == "(":
-            return self.group()
+    def atom(self, char: str) -> tuple[Node, int]:
+        """The next thing that can be repeated, and how deep it is."""
         if char == "[":
-            return Set(self.bracket())
+            mask, depth = self.bracket()
+            return Set(mask), depth
         if char == "\\":
-            return self.escape()
+            return self.escape(), 0
         if char == "#" and self.flags.comments:
             raise self.refuse("a comment that swallows the end")
         self.at += 1
         match char:
             case ".":
-                return Set(self.flags.dot)
+                return Set(self.flags.dot), 0
             case "^":
-                return Assertion(self.flags.caret)
+                return Assertion(self.flags.caret), 0
             case "$":
-                return self.dollar()
-        return self.literal(char)
+                return self.dollar(), 0
+        return self.literal(char), 0
+
+    def end(self) -> Node:
+        """The end of the subject, which never comes if a letter is sure to follow."""
+        return Assertion(Look.END) if self.is_whole else NEVER
 
     def dollar(self) -> Node:
-        """The end of the path, which never comes as the letter of the type follows, or that of a line in it."""
         if not self.flags.multi_line:
-            return NEVER
+            return self.end()
         return Assertion(Look.CRLF_END if self.flags.crlf else Look.LINE_END)
 
-    def group(self) -> Node | None:
+    def open_group(self) -> None:
         self.at += 1
         outer = self.flags
         if self.peek() == "?" and self.group_head():
             if self.quantifier_follows():
                 raise self.refuse("a quantifier with nothing to repeat")
-            return None
-        self.descend()
-        node = self.alternation()
-        if self.peek() != ")":
-            raise self.refuse("unclosed group")
+            return self.open[-1].add_flags()
+        if len(self.open) > _NEST_LIMIT:
+            raise self.refuse("nesting that is too deep")
+        return self.open.append(_Open(outer))
+
+    def close_group(self) -> None:
+        if len(self.open) == 1:
+            raise _UnopenedError("unopened group", offset=self.at)
         self.at += 1
-        self.depth -= 1
-        self.flags = outer
-        return node
+        group = self.open.pop()
+        self.flags = group.outer
+        node, depth = group.finish()
+        self.add_quantified(node, depth + 1)
 
     def group_head(self) -> bool:
         """Read what stands between `(` and the content; whether that was all: `(?i)`."""
@@ -325,7 +385,7 @@ class _Parser:
             mask = byteset.PERL[char.lower()]
             return Set(mask if char.islower() else byteset.ALL & ~mask)
         if char == "z":
-            return NEVER
+            return self.end()
         if char in _ESCAPED_LOOKS:
             return Assertion(self.boundary() if char == "b" else _ESCAPED_LOOKS[char])
         if char in _SIMPLE_ESCAPES:
@@ -358,25 +418,31 @@ class _Parser:
 
     # Bracketed classes
 
-    def bracket(self) -> int:
-        """A class from `[` to its `]`, with nested ones and set operations, which all bind alike."""
-        self.descend()
+    def bracket(self, level: int = 1) -> tuple[int, int]:
+        """A class from `[` to its `]`, with nested ones and set operations, which all bind alike; how deep it is."""
+        if level > _NEST_LIMIT:
+            raise self.refuse("nesting that is too deep")
         negated, mask = self.bracket_head()
         operation: Callable[[int, int], int] | None = None
-        left = 0
+        left, left_depth, items, deepest = 0, 0, mask.bit_count(), 0
         while (char := self.peek()) != "]":
             if char == "":
                 raise self.refuse("unclosed class")
             if self.peek(2) in _SET_OPERATIONS:
                 left, mask = self.combined(operation, left, mask), 0
-                operation = _SET_OPERATIONS[self.peek(2)]
+                left_depth = self.combined_depth(operation, left_depth, deepest + (items > 1))
+                operation, items, deepest = _SET_OPERATIONS[self.peek(2)], 0, 0
                 self.at += 2
             else:
-                mask |= self.bracket_item(char)
+                found, depth = self.bracket_item(char, level)
+                mask, items, deepest = mask | found, items + 1, max(deepest, depth)
         self.at += 1
-        self.depth -= 1
         mask = self.folded(self.combined(operation, left, mask))
-        return byteset.ALL & ~mask if negated else mask
+        depth = self.combined_depth(operation, left_depth, deepest + (items > 1))
+        return byteset.ALL & ~mask if negated else mask, depth + 1
+
+    def combined_depth(self, operation: Callable[[int, int], int] | None, left: int, right: int) -> int:
+        return right if operation is None else 1 + max(left, right)
 
     def folded(self, mask: int) -> int:
         return byteset.fold(mask) if self.flags.ignore_case else mask
@@ -398,14 +464,17 @@ class _Parser:
             mask = byteset.of("]")
         return negated, mask
 
-    def bracket_item(self, char: str) -> int:
-        if char == "[":
-            named = _ASCII_CLASS.match(self.pattern, self.at)
-            if named is None or named[2] not in byteset.ASCII_CLASSES:
-                return self.bracket()
-            self.at = named.end()
-            mask = self.folded(byteset.ASCII_CLASSES[named[2]])
-            return byteset.ALL & ~mask if named[1] else mask
+    def bracket_item(self, char: str, level: int) -> tuple[int, int]:
+        if char != "[":
+            return self.bracket_range(), 0
+        named = _ASCII_CLASS.match(self.pattern, self.at)
+        if named is None or named[2] not in byteset.ASCII_CLASSES:
+            return self.bracket(level + 1)
+        self.at = named.end()
+        mask = self.folded(byteset.ASCII_CLASSES[named[2]])
+        return byteset.ALL & ~mask if named[1] else mask, 0
+
+    def bracket_range(self) -> int:
         first = self.bracket_member()
         if self.peek() != "-" or self.peek(2) in ("-]", "--"):
             return first.mask if isinstance(first, Set) else 1 << first
@@ -442,13 +511,140 @@ def _append(parts: list[Node], node: Node) -> None:
         parts.append(node)
 
 
-def parse(pattern: str) -> Node:
-    """The tree of a pattern.
+def _matches_empty(node: Node) -> bool:
+    """Whether the empty string always matches."""
+    match node:
+        case Concat(parts):
+            return all(map(_matches_empty, parts))
+        case Alternation(branches):
+            return any(map(_matches_empty, branches))
+        case Repeat(body, least, _):
+            return least == 0 or _matches_empty(body)
+    return False
 
-    Raises FormatError if `regex-syntax` refuses the pattern, LimitExceededError if it is nested too deeply, and
-    UnsupportedError for Unicode mode.
+
+def _shortest(node: Node) -> int:
+    """No match has fewer bytes."""
+    match node:
+        case Literal(text):
+            return len(text)
+        case Set(_):
+            return 1
+        case Concat(parts):
+            return sum(map(_shortest, parts))
+        case Alternation(branches):
+            return min(map(_shortest, branches))
+        case Repeat(body, least, _):
+            return least * _shortest(body)
+    return 0
+
+
+def _only_empty(node: Node) -> Node:
+    """What matches the empty string where `node` does, and nothing else."""
+    match node:
+        case Literal() | Set():
+            return NEVER
+        case Concat(parts):
+            return Concat(tuple(map(_only_empty, parts)))
+        case Alternation(branches):
+            return Alternation(tuple(map(_only_empty, branches)))
+        case Repeat(body, least, _):
+            return _only_empty(body) if least else Concat(())
+    return node
+
+
+def _repeat(body: Node, least: int, most: int | None) -> Node:
+    """A repetition, as small as one can be that matches the same subjects.
+
+    A hostile policy has counts like `(a?){1000}{1000}`.  They matter up to the length of a subject; and what may be
+    left out need not be counted.
     """
-    return _Parser(pattern).parse()
+    if _matches_empty(body):
+        least = 0
+    if isinstance(body, Repeat):
+        if body.least == least == 0:
+            most = None if most is None or body.most is None else most * body.most
+            body = body.body
+        elif body.least == body.most and least == most:
+            least = most = body.least * least
+            body = body.body
+        elif body.least == 1 and body.most is None and least <= 1 and most != 0:
+            body, most = body.body, None
+    bytes_each = _shortest(body)
+    if least * bytes_each > _SUBJECT_LIMIT:
+        return NEVER
+    if most is not None and most * max(bytes_each, 1) > _SUBJECT_LIMIT:
+        most = None
+    if least > _SUBJECT_LIMIT:  # one of them is empty at least, and if one is, so may be any number
+        return Concat((Repeat(body, 0, None), _only_empty(body), Repeat(body, 0, None)))
+    return Repeat(body, least, most)
+
+
+def parse(pattern: str) -> Node:
+    """The tree of a pattern that is to stand in `^(…).$`.
+
+    Raises FormatError if `regex-syntax` refuses the pattern, and UnsupportedError for Unicode mode.
+    """
+    return _Parser(pattern, is_whole=False).parse(_DEPTH_OF_PATTERN)
+
+
+def parse_rule(pattern: str, letter: str) -> tuple[Node, bool]:
+    """The tree of a rule, and whether it is for the whole of a subject, with its letter.
+
+    composefs-rs puts a pattern into `^(…).$` as text, so it may close the group: `/a)|(/b`.  Such a rule need not
+    match up to the end, or with a letter; usually, the tree is that of the pattern.  Raises like `parse`.
+    """
+    try:
+        return parse(pattern), False
+    except _UnopenedError:
+        return _Parser(f"^({pattern}){letter}$", is_whole=True).parse(0), True
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """The pattern of a rule: plain bytes that it starts with, and what follows them.
+
+    That is a tree, or the text of a pattern of its own, which is read when somebody needs it.  See `parse_rule` for
+    `is_whole`.
+    """
+
+    prefix: bytes
+    rest: Node | str
+    is_whole: bool = False
+
+    @classmethod
+    def of(cls, tree: Node, *, is_whole: bool = False) -> "Pattern":
+        """From the tree of all of it."""
+        parts = tree.parts if isinstance(tree, Concat) else (tree,)
+        if parts and isinstance(first := parts[0], Literal):
+            return cls(first.text, Concat(parts[1:]), is_whole)
+        return cls(b"", tree, is_whole)
+
+    def tree(self) -> Node:
+        """What follows the prefix."""
+        return _parse_again(self.rest) if isinstance(self.rest, str) else self.rest
+
+    @property
+    def size(self) -> int:
+        """How many states an automaton for it has at most."""
+        return len(self.prefix) + (2 * len(self.rest) + 1 if isinstance(self.rest, str) else size(self.rest))
+
+
+@lru_cache(maxsize=1024)
+def _parse_again(text: str) -> Node:
+    """Few texts stand at the end of most rules: `(/.*)?`."""
+    return parse(text)
+
+
+def read_rule(text: str, letter: str) -> Pattern:
+    """The pattern of a rule, of which no more is read than tells that it can be.  Raises like `parse`."""
+    if _COMMON.fullmatch(text):
+        prefix = _PREFIX.match(text)
+        plain = prefix[0] if prefix else ""
+        rest = text[len(plain) :]
+        return Pattern((_BACKSLASH.sub(r"\1", plain) if "\\" in plain else plain).encode(), rest)
+    tree, is_whole = parse_rule(text, letter)
+    return Pattern.of(tree, is_whole=is_whole)
 
 
 def size(node: Node) -> int:

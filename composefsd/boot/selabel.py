@@ -7,13 +7,13 @@ only type it is for, and a context; `<<none>>` stands for no label.  The files `
 replace paths: a path that equals a key, and with it all below that path.
 
 Policies come from images and may be hostile.  Sizes are bounded, and matching takes time in proportion to the paths
-(see `automaton`), but for rules that only PCRE2 can read: those can backtrack for ever, so that a policy is to be
-used in a process with a time limit.
+(see `automaton`), but for rules that only PCRE2 can read: a path that makes it backtrack costs a second at most, but
+it may be one of many, so that a policy is to be used in a process with a time limit.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -22,7 +22,7 @@ from typing import Final, Self, TypeVar
 from composefsd.boot import pcre, regexp
 from composefsd.boot.automaton import LETTERS, NO_RULE, Automaton, Rule
 from composefsd.boot.files import WHITE_SPACE, ObjectReader, find_directory, find_file, get_directory, read_file
-from composefsd.errors import ComposefsdError, FormatError, LimitExceededError, NotBootableError, UnsupportedError
+from composefsd.errors import FormatError, LimitExceededError, NotBootableError, UnsupportedError
 from composefsd.tree.table import Kind, Tree
 
 T = TypeVar("T")
@@ -34,9 +34,10 @@ _DIRECTORY: Final = b"etc/selinux"
 _RULE_FILES: Final = ("file_contexts", "file_contexts.local", "file_contexts.homedirs")
 _ALIAS_FILES: Final = ("file_contexts.subs", "file_contexts.subs_dist")
 
-_FILE_LIMIT: Final = 2 * 1024 * 1024  # Fedora's largest has 400 KiB
-_RULE_LIMIT: Final = 100_000
+_FILE_LIMIT: Final = 16 * 1024 * 1024  # Fedora's largest has 400 KiB
+_RULE_LIMIT: Final = 250_000
 _WORD_LIMIT: Final = 4096  # PATH_MAX, and the page that the kernel allows for a context
+_PATTERN_LIMIT: Final = 256 * 1024
 _NO_LABEL: Final = "<<none>>"
 
 _WORDS: Final = re.compile(f"[^{WHITE_SPACE}]+")
@@ -71,7 +72,7 @@ class Policy:
 
     automaton: Automaton
     contexts: tuple[bytes | None, ...]
-    exceptions: tuple[tuple[int, re.Pattern[bytes]], ...]
+    exceptions: tuple[tuple[int, pcre.Pattern], ...]
     aliases: dict[bytes, dict[bytes, bytes]]
     alias_keys: tuple[bytes, ...]
 
@@ -80,7 +81,8 @@ class Policy:
         """The policy that the image's `/etc/selinux/config` names; None if the image has no policy.
 
         Raises NotBootableError if a part of a policy is missing or no plain file or directory, FormatError if one is
-        malformed, LimitExceededError if one is too large, and UnsupportedError for rules that need all of PCRE2.
+        malformed, LimitExceededError if one is too large, and UnsupportedError for rules in Unicode
+        mode, or that need a newer PCRE2.
         """
         directory = find_directory(tree, _DIRECTORY)
         if directory is None:
@@ -106,8 +108,8 @@ class Policy:
     def _built(cls, lines: list[_Line], aliases: dict[bytes, bytes]) -> Self:
         rules, exceptions = [], []
         for number, line in enumerate(lines):
-            pattern, exception = _compiled(line)
-            rules.append(Rule(pattern, line.letter))
+            rule, exception = _compiled(line)
+            rules.append(rule)
             if exception is not None:
                 exceptions.append((number, exception))
         return cls(
@@ -134,7 +136,7 @@ class Policy:
         for number, pattern in self.exceptions:
             if number < rule:
                 break
-            if pattern.match(subject):
+            if pattern.matches(subject):
                 return number
         return rule
 
@@ -188,9 +190,18 @@ def _words(file: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
     for number, line in _lines(file, data):
         words = _WORDS.findall(line)
         if words and not words[0].startswith("#"):
-            if max(map(len, words)) > _WORD_LIMIT:
-                raise LimitExceededError(f"{file}, line {number}: a word is too long", limit=_WORD_LIMIT)
+            if len(line) > _WORD_LIMIT:
+                _check_length(file, number, words)
             yield number, words
+
+
+def _check_length(file: str, number: int, words: Sequence[str]) -> None:
+    """Of patterns, which come first in a file of rules, and of other words."""
+    limits = (_PATTERN_LIMIT if file in _RULE_FILES else _WORD_LIMIT, _WORD_LIMIT)
+    lengths = len(words[0]), max(map(len, words[1:]), default=0)
+    for length, limit in zip(lengths, limits, strict=True):
+        if length > limit:
+            raise LimitExceededError(f"{file}, line {number}: a word is too long", limit=limit)
 
 
 def _rules(file: str, data: bytes) -> Iterator[_Line]:
@@ -215,30 +226,32 @@ def _aliases(file: str, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield words[0].encode(), words[1].encode()
 
 
-def _compiled(line: _Line) -> tuple[regexp.Node, re.Pattern[bytes] | None]:
-    """The pattern of a rule; if only PCRE2 can read it, one that never matches, and the pattern as an exception."""
+def _compiled(line: _Line) -> tuple[Rule, pcre.Pattern | None]:
+    """A rule; if only PCRE2 can read it, one that never matches, and the pattern as an exception."""
+    letter = "." if line.letter is None else chr(line.letter)
     try:
-        return regexp.parse(line.pattern), None
+        pattern = regexp.read_rule(line.pattern, letter)
+        return Rule(pattern, None if pattern.is_whole else line.letter), None
     except FormatError as refused:
-        return regexp.NEVER, _exception(line, refused)
-    except (LimitExceededError, UnsupportedError) as error:
-        raise _named(error, line) from error
+        return Rule(regexp.Pattern.of(regexp.NEVER), None), _exception(line.pattern, letter, refused)
+    except UnsupportedError as error:
+        raise _named(error, line.pattern) from error
 
 
-def _named(error: LimitExceededError | UnsupportedError, line: _Line) -> ComposefsdError:
+def _named(error: UnsupportedError, pattern: str) -> UnsupportedError:
     """The error with the pattern that it is about."""
-    message = f"file_contexts: {line.pattern[:200]!r}: {error.message}"
-    return type(error)(message, **{**error.facts, "subject": "file_contexts"})
+    facts = {**error.facts, "subject": "file_contexts"}
+    return UnsupportedError(f"file_contexts: {pattern[:200]!r}: {error.message}", **facts)
 
 
-def _exception(line: _Line, refused: FormatError) -> re.Pattern[bytes]:
+def _exception(pattern: str, letter: str, refused: FormatError) -> pcre.Pattern:
     try:
-        return pcre.compile_rule(line.pattern, line.letter)
+        return pcre.compile_rule(f"^({pattern}){letter}$")
     except FormatError as error:
-        message = f"file_contexts: {line.pattern[:200]!r}: {refused}; as PCRE2: {error}"
+        message = f"file_contexts: {pattern[:200]!r}: {refused}; as PCRE2: {error}"
         raise FormatError(message, subject="file_contexts") from error
-    except (LimitExceededError, UnsupportedError) as error:
-        raise _named(error, line) from error
+    except UnsupportedError as error:
+        raise _named(error, pattern) from error
 
 
 def _by_directory(aliases: dict[bytes, bytes]) -> dict[bytes, dict[bytes, bytes]]:

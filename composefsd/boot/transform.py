@@ -5,6 +5,7 @@ names the digest of the outcome.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -12,18 +13,20 @@ from composefsd.boot import resources
 from composefsd.boot.automaton import LETTERS, State
 from composefsd.boot.files import ObjectReader, get_directory
 from composefsd.boot.selabel import LETTER_AT, XATTR, Policy
+from composefsd.tree.profile import Profile
 from composefsd.tree.table import ROOT, Kind, Tree, XattrSet
 
 EMPTIED: Final = (b"boot", b"sysroot")
 
 _UNSEEN: Final = -1
-_NO_ALIASES: Final[dict[bytes, bytes]] = {}
 _SLASH: Final = 0x2F
 _DIRECTORY: Final = int(Kind.DIRECTORY)  # comparing with the member of an enum takes longer
 _DIRECTORY_AT: Final = LETTER_AT[Kind.DIRECTORY]
 
 
-def make_boot(tree: Tree, read: ObjectReader, *, check_resources: bool = True) -> Tree:
+def make_boot(
+    tree: Tree, read: ObjectReader, *, check_resources: bool = True, profile: Profile = Profile.CURRENT
+) -> Tree:
     """The tree of the boot image, from the frozen tree of the normative one, which stays as it is.
 
     check_resources is False for a tree that was read from a directory: upstream looks at boot resources only where
@@ -34,21 +37,28 @@ def make_boot(tree: Tree, read: ObjectReader, *, check_resources: bool = True) -
     if check_resources:
         resources.check(tree, read)
     boot = tree.fork()
-    _empty(boot)
+    _empty(boot, profile)
     policy = Policy.load(boot, read)
     if policy is None:
         _strip(boot)
     else:
-        _Labeller(boot, policy).run()
+        label(boot, policy)
     return boot
 
 
-def _empty(tree: Tree) -> None:
+def label(tree: Tree, policy: Policy) -> None:
+    """Give each inode of a frozen tree its label; hard links that a policy tells apart become files of their own."""
+    _Labeller(tree, policy).run()
+
+
+def _empty(tree: Tree, profile: Profile) -> None:
     usr = get_directory(tree, b"usr")
     for name in EMPTIED:
         directory = get_directory(tree, name)
         tree.clear(directory)
-        tree.mtime[directory], tree.nsec[directory] = tree.mtime[usr], tree.nsec[usr]
+        tree.mtime[directory] = tree.mtime[usr]
+        if not profile.keeps_nanoseconds:
+            tree.nsec[directory] = tree.nsec[usr]
 
 
 def _with_label(xattrs: XattrSet, label: bytes | None) -> XattrSet:
@@ -83,6 +93,7 @@ class _Labeller:
         places = {label: place for place, label in enumerate(labels)}
         # by rule; NO_RULE is -1, which makes it the last
         self._label_of = [*(places[context] for context in policy.contexts), places[None]]
+        self._names = tree.names()
         self._given = dict.fromkeys(_repeated(tree.child), _UNSEEN)
         # for each label, the sets of attributes with it by those without
         self._sets: list[dict[int, int]] = [{} for _ in self._labels]
@@ -92,14 +103,20 @@ class _Labeller:
     def run(self) -> None:
         root = self._start[_SLASH]
         self._set(ROOT, self._label_of[self._rule(b"/", root, _DIRECTORY_AT)])
-        self._pending.append((iter(self._tree.entries(ROOT)), b"/", root))
+        self._go_below(self._tree.entries(ROOT), b"/", root)
         while self._pending:
-            entries, prefix, state = self._pending[-1]
-            if self._settled(prefix, state):
+            if not self._advance(*self._pending[-1]):
                 self._pending.pop()
-                self._label_alike(entries, state)
-            elif not self._advance(entries, prefix, state):
-                self._pending.pop()
+
+    def _go_below(self, entries: Sequence[int], prefix: bytes, state: State) -> bool:
+        """Label what is in a directory at once, if names do not matter in it, else later; whether it is later."""
+        if not entries:
+            return False
+        if self._settled(prefix, state):
+            self._label_alike(iter(entries), state)
+            return False
+        self._pending.append((iter(entries), prefix, state))
+        return True
 
     def _settled(self, prefix: bytes, state: State) -> bool:
         """Whether names do not matter any more."""
@@ -107,33 +124,62 @@ class _Labeller:
 
     def _advance(self, entries: Iterator[int], prefix: bytes, state: State) -> bool:
         """Label entries up to the next directory, and enter that one; False at the end."""
-        tree, kinds, children = self._tree, self._tree.kind, self._tree.child
-        aliases = self._policy.aliases.get(prefix, _NO_ALIASES)
-        exceptions, label_of = self._policy.exceptions, self._label_of
+        aliases = self._policy.aliases.get(prefix)
+        if aliases is None and not self._policy.exceptions:
+            return self._advance_by_name(entries, prefix, state)
+        return self._advance_by_path(entries, prefix, state, aliases or {})
+
+    def _advance_by_name(self, entries: Iterator[int], prefix: bytes, state: State) -> bool:
+        """Do so where names are all that counts.
+
+        Most of a tree comes this way: its steps stand here, without calls.
+        """
+        tree, kinds, children, names = self._tree, self._tree.kind, self._tree.child, self._names
+        label_of, given, sets, xattrs = self._label_of, self._given, self._sets, self._tree.xattrs
         for entry in entries:
-            name, after = tree.name(entry), state
-            if name in aliases:
-                after = self._start.after(aliases[name])
+            name, inode = names[entry], children[entry]
+            middle = state[name[0]]
+            tail = name[1:].lstrip(middle.steady)
+            after = middle.tails.get(tail)
+            if after is None:
+                after = middle.learn(tail)
+            kind = kinds[inode]
+            label = label_of[after.rules[LETTER_AT[kind]]]
+            if inode in given:
+                self._label_leaf(entry, inode, label)
+            elif (known := sets[label].get(xattrs[inode])) is not None:
+                xattrs[inode] = known
             else:
-                for byte in name:
-                    after = after[byte]
+                self._set(inode, label)
+            if kind == _DIRECTORY and self._go_below(tree.entries(inode), prefix + name + b"/", after[_SLASH]):
+                return True
+        return False
+
+    def _advance_by_path(
+        self, entries: Iterator[int], prefix: bytes, state: State, aliases: dict[bytes, bytes]
+    ) -> bool:
+        """Do so where a name may be replaced, or a rule wants to see the whole path."""
+        tree, kinds, children = self._tree, self._tree.kind, self._tree.child
+        for entry in entries:
+            name = self._names[entry]
+            path = aliases.get(name, prefix + name)
+            after = self._start.after(path) if name in aliases else state.after(name)
             inode = children[entry]
             kind = kinds[inode]
-            rule = after.rules[LETTER_AT[kind]]
-            if exceptions:
-                rule = self._rule(aliases.get(name, prefix + name), after, LETTER_AT[kind])
+            rule = self._rule(path, after, LETTER_AT[kind])
             if kind == _DIRECTORY:
-                self._set(inode, label_of[rule])
-                self._enter(tree.entries(inode), aliases.get(name, prefix + name), after)
-                return True
-            self._label_leaf(entry, inode, label_of[rule])
+                self._set(inode, self._label_of[rule])
+                if self._enter(tree.entries(inode), path, after):
+                    return True
+                continue
+            self._label_leaf(entry, inode, self._label_of[rule])
         return False
 
     def _rule(self, path: bytes, state: State, letter_at: int) -> int:
         return self._policy.overridden(path + LETTERS[letter_at : letter_at + 1], state.rules[letter_at])
 
-    def _enter(self, entries: Sequence[int], path: bytes, state: State) -> None:
-        """Go on with what is in a directory.
+    def _enter(self, entries: Sequence[int], path: bytes, state: State) -> bool:
+        """Go on with what is in a directory; whether there is something to be done first.
 
         Upstream pushes each name to the path and pops it again.  If a substitution has put a path with superfluous
         slashes or dots at its end, they are gone after the first name.
@@ -141,8 +187,9 @@ class _Labeller:
         first, later = _joined(path), _joined(_without_name(_joined(path)))
         if first != later and len(entries) > 1:
             self._pending.append((iter(entries[1:]), later, self._start.after(later)))
-            entries = entries[:1]
-        self._pending.append((iter(entries), first, state if first == path else state[_SLASH]))
+            self._go_below(entries[:1], first, state if first == path else state[_SLASH])
+            return True
+        return self._go_below(entries, first, state if first == path else state[_SLASH])
 
     def _label_alike(self, entries: Iterator[int], state: State) -> None:
         """Label all that is left of a directory, and all below it: by type alone."""
@@ -181,12 +228,10 @@ class _Labeller:
 
 def _repeated(inodes: Iterable[int]) -> set[int]:
     """Those with more than one name."""
-    seen, repeated = set[int](), set[int]()
-    for inode in inodes:
-        if inode in seen:
-            repeated.add(inode)
-        seen.add(inode)
-    return repeated
+    inodes = list(inodes)
+    if len(set(inodes)) == len(inodes):  # as it mostly is; counting takes longer
+        return set()
+    return {inode for inode, names in Counter(inodes).items() if names > 1}
 
 
 def _joined(path: bytes) -> bytes:

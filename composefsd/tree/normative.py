@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from composefsd.errors import FormatError
+from composefsd.tree.profile import Profile
 from composefsd.tree.table import ROOT, Kind, Tree, XattrSet
 
 _CAPABILITY: Final = b"security.capability"
@@ -21,10 +22,11 @@ class XattrMode(StrEnum):
     KEEP_USER = "keep-user-xattrs"  # these, and all names that start with `user.`
 
 
-def make_normative(tree: Tree, mode: XattrMode) -> None:
+def make_normative(tree: Tree, mode: XattrMode, profile: Profile = Profile.CURRENT) -> None:
     """Give the root of a frozen tree the metadata of /usr, empty /run, and drop extended attributes.
 
-    Raises FormatError if /usr is missing, or /usr or /run is no directory.
+    The profile is that of the boot image which is to be made of it.  Raises FormatError if /usr is missing, or /usr
+    or /run is no directory.
     """
     usr = _find_directory(tree, b"usr")
     if usr is None:
@@ -34,8 +36,16 @@ def make_normative(tree: Tree, mode: XattrMode) -> None:
     if run is not None:
         tree.clear(run)
         tree.mtime[run], tree.nsec[run] = tree.mtime[usr], tree.nsec[usr]
+    if profile.keeps_xattrs:
+        return
     kept = array("I", (tree.intern(_filter(xattrs, mode)) for xattrs in tuple(tree.xattr_sets)))
     tree.xattrs[:] = array("I", map(kept.__getitem__, tree.xattrs))
+
+
+def kept_names(tree: Tree, mode: XattrMode, profile: Profile = Profile.CURRENT) -> frozenset[bytes]:
+    """The names of the extended attributes of a tree that `make_normative` would keep."""
+    names = frozenset(name for xattrs in tree.xattr_sets for name, _ in xattrs)
+    return names if profile.keeps_xattrs else frozenset(name for name in names if _is_kept(name, mode))
 
 
 def _find_directory(tree: Tree, name: bytes) -> int | None:
@@ -50,5 +60,8 @@ def _find_directory(tree: Tree, name: bytes) -> int | None:
 
 
 def _filter(xattrs: XattrSet, mode: XattrMode) -> XattrSet:
-    keep_user = mode is XattrMode.KEEP_USER
-    return tuple(pair for pair in xattrs if pair[0] == _CAPABILITY or (keep_user and pair[0].startswith(b"user.")))
+    return tuple(pair for pair in xattrs if _is_kept(pair[0], mode))
+
+
+def _is_kept(name: bytes, mode: XattrMode) -> bool:
+    return name == _CAPABILITY or (mode is XattrMode.KEEP_USER and name.startswith(b"user."))

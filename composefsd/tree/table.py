@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from typing import Final, Self, TypeAlias
 
 from composefsd.digests import Algorithm, ObjectId
@@ -341,6 +342,11 @@ class Tree:
         """The name of an entry."""
         start = self._name_end[entry - 1] if entry else 0
         return bytes(self._names[start : self._name_end[entry]])
+
+    def names(self) -> list[bytes]:
+        """The names of all entries, at the number of each: quicker than to ask for one after another."""
+        names, ends = bytes(self._names), self._name_end
+        return list(map(names.__getitem__, map(slice, chain((0,), ends), ends)))
 
     def entries(self, directory: int) -> Sequence[int]:
         """The entries of a directory, sorted by the bytes of their names."""

@@ -87,6 +87,11 @@ def download(suite: str, packages: Sequence[str], folder: Path, *, sources: bool
     return sorted(set(folder.iterdir()) - before)
 
 
+def download_index(suite: str, name: str, target: Path) -> None:
+    """Download an index of a suite, by its path below `dists/SUITE`, as it is.  Raises UnavailableError."""
+    _output("/usr/lib/apt/apt-helper", "download-file", f"{find_mirror().uri}/dists/{suite}/{name}", str(target))
+
+
 def _private_state(folder: Path, source: str) -> list[str]:
     """Options for an apt that keeps all that it knows in `folder`."""
     (folder / "sources.list").write_text(f"{source}\n")

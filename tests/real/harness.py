@@ -28,7 +28,8 @@ class RefusedError(Exception):
 class Harness:
     """A running harness; a context manager.  Every method raises RefusedError."""
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, *, memory_bytes: int = _MEMORY_BYTES) -> None:
+        self.program = program
         self._process = subprocess.Popen(
             [program],
             stdin=subprocess.PIPE,
@@ -36,7 +37,7 @@ class Harness:
             stderr=subprocess.DEVNULL,
             env={"PATH": os.defpath, "RUST_BACKTRACE": "0"},  # a backtrace for every refusal takes very long
         )
-        resource.prlimit(self._process.pid, resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+        resource.prlimit(self._process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +70,12 @@ class Harness:
     def splitstream(self, data: bytes, algorithm: Algorithm) -> list[str]:
         """What is in a splitstream, as lines; see the harness's source."""
         return self._ask("splitstream", data, algorithm).decode().split("\n")
+
+    def label(self, root: Path, dumpfile: bytes, algorithm: Algorithm) -> tuple[int, bytes]:
+        """The dumpfile of a tree with the labels of the policy in `root`, and what labelling took, in nanoseconds."""
+        answer = self._ask("label", os.fsencode(root) + b"\n" + dumpfile, algorithm)
+        nanoseconds, _, labelled = answer.partition(b"\n")
+        return int(nanoseconds), labelled
 
     def metadata(self, data: bytes, algorithm: Algorithm) -> list[str]:
         """Of a `meta.json`: `read` or `write`, then the image formats with the default first, such as `V1`."""

@@ -22,7 +22,9 @@ PATHS = st.lists(st.sampled_from(["/", "/a", "/b", "a", "b", "c"]), max_size=6).
 
 
 def _build(rules: list[tuple[str, str | None]]) -> Automaton:
-    return Automaton([Rule(regexp.parse(pattern), ord(letter) if letter else None) for pattern, letter in rules])
+    return Automaton(
+        [Rule(regexp.read_rule(pattern, letter or "."), ord(letter) if letter else None) for pattern, letter in rules]
+    )
 
 
 def _naive(rules: list[tuple[str, str | None]], subject: bytes) -> int:
@@ -85,7 +87,14 @@ def test_repetition_of_what_may_be_empty_takes_no_more_room_than_it_is_long() ->
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("pattern", ["a{100001}", "((a{100}){100}){100}", "(((a?){1,50}){1,50}){1,50}"])
+@pytest.mark.parametrize(
+    "pattern", ["a{100001}", "((a{100}){100}){100}", "(((a?){1,50}){1,50}){1,50}", "a{4294967295}"]
+)
+def test_counts_that_no_path_reaches_take_no_room(pattern: str) -> None:
+    assert _build([(pattern, None)]).match(b"a" * 200 + b"-") in (NO_RULE, 0)
+
+
+@pytest.mark.parametrize("pattern", ["(a{1,3000}b{1,3000}){1,3000}", "((ab?){1,2000}c?){1,2000}"])
 def test_repetition_is_bounded(pattern: str) -> None:
     with pytest.raises(LimitExceededError):
         _build([(pattern, None)])

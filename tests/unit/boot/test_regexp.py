@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from composefsd.boot import regexp
 from composefsd.boot.automaton import NO_RULE, Automaton, Rule
-from composefsd.errors import FormatError, LimitExceededError, UnsupportedError
+from composefsd.errors import FormatError, UnsupportedError
 
 
 def _matches(pattern: str, path: bytes, kind: bytes = b"-") -> bool:
-    return Automaton([Rule(regexp.parse(pattern), None)]).match(path + kind) != NO_RULE
+    return Automaton([Rule(regexp.read_rule(pattern, "."), None)]).match(path + kind) != NO_RULE
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,65 @@ def test_unicode_mode_is_not_there() -> None:
     assert _matches("/(?-u)a", b"/a")
 
 
-@pytest.mark.parametrize("pattern", ["(" * 100 + ")" * 100, "[" * 100 + "a" + "]" * 100, "a****"])
-def test_nesting_is_bounded(pattern: str) -> None:
-    with pytest.raises(LimitExceededError):
-        regexp.parse(pattern)
+@pytest.mark.parametrize(
+    ("front", "back", "most"),
+    [
+        ("(", ")", 248), ("(a", ")", 124), ("(a|", ")", 124), ("(?:", ")*", 124), ("[", "]", 248), ("[a", "]", 124),
+        ("[a&&", "]", 124), ("", "*", 247), ("", "??", 247),
+    ],
+)  # fmt: skip
+def test_patterns_are_nested_as_deep_as_regex_syntax_has_them(front: str, back: str, most: int) -> None:
+    regexp.parse(front * most + "a" + back * most)
+    with pytest.raises(FormatError):
+        regexp.parse(front * (most + 2) + "a" + back * (most + 2))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "matches"),
+    [
+        ("/a)|(/b", b"/ax-", True), ("/a)|(/b", b"/b-", True), ("/a)|(/b", b"/bx-", False), ("/a)(", b"/ad", True),
+        ("/d)$|(/b", b"/d", True), ("/d)$|(/b", b"/d-", False), ("/d)\\z|(/b", b"/d", True),
+        ("/d)\\b|(/b", b"/d-", True), ("x)|(?i)(/A", b"/a-", True), ("/a)*(x", b"/a/ax-", True),
+        ("/a)(?m)$|(b", b"/a\n-", True), ("/a)(?m)$|(b", b"/a-", False),
+    ],
+)  # fmt: skip
+def test_a_pattern_may_close_the_group_around_it(pattern: str, subject: bytes, *, matches: bool) -> None:
+    rule = Rule(regexp.read_rule(pattern, "."), None)
+    assert rule.pattern.is_whole
+    assert (Automaton([rule]).match(subject) == 0) is matches
+
+
+@pytest.mark.parametrize(
+    ("pattern", "same"),
+    [
+        ("(a?){3,9}", "a{0,9}"), ("(a{2}){3}", "a{6}"), ("(a+)+", "a+"), ("(a+)?", "a*"), ("(a*)+", "a*"),
+        ("(a?){9}{9}", "a{0,81}"), ("a{3000000000}", "[^\\x00-\\xff]"), ("a{2,3000000000}", "a{2,}"),
+    ],
+)  # fmt: skip
+def test_repetitions_are_as_small_as_they_can_be(pattern: str, same: str) -> None:
+    assert regexp.parse(pattern) == regexp.parse(same)
+
+
+def test_patterns_of_the_common_form_are_read_when_they_are_needed() -> None:
+    for text in ("/usr(/.*)?", r"/etc/a\.conf", "/a+b?", "/x/[^/]*(a|b(c)*)+", "(/a|/b)", "/", "", "/a(/.*)?b*"):
+        lazy, whole = regexp.read_rule(text, "."), regexp.Pattern.of(regexp.parse(text))
+        assert isinstance(lazy.rest, str)
+        assert not isinstance(whole.rest, str)
+        assert whole.prefix.startswith(lazy.prefix)
+        assert lazy.size >= whole.size
+        for path in (b"/usr", b"/usr/x", b"/etc/a.conf", b"/aab", b"/x/yac", b"/b", b"/", b"", b"/a/xbb"):
+            verdicts = {Automaton([Rule(pattern, None)]).match(path + b"-") for pattern in (lazy, whole)}
+            assert len(verdicts) == 1, (text, path)
+
+
+@pytest.mark.parametrize(
+    "text", ["/a|/b", "/a**", "/a{2}", "(?i)/a", "(?=a)", "/a)", "(a", "/é", "/(a(b(c)))", "/[[a]]"]
+)
+def test_patterns_of_other_forms_are_read_at_once(text: str) -> None:
+    try:
+        assert not isinstance(regexp.read_rule(text, ".").rest, str)
+    except FormatError:
+        assert "(" in text or ")" in text
 
 
 def test_neighbouring_characters_become_one_literal() -> None:
@@ -130,6 +185,6 @@ def test_neighbouring_characters_become_one_literal() -> None:
 def test_any_text_is_parsed_or_refused(pattern: str) -> None:
     try:
         node = regexp.parse(pattern)
-    except (FormatError, LimitExceededError, UnsupportedError):
+    except (FormatError, UnsupportedError):
         return
     assert regexp.size(node) >= 0

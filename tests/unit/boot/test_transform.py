@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from composefsd.boot.selabel import Policy
 from composefsd.boot.transform import make_boot
 from composefsd.errors import FormatError, NotBootableError
+from composefsd.tree.profile import Profile
 from composefsd.tree.table import REGULAR, ROOT, Kind, Stat, Tree
 
 MakeImage = Callable[..., Any]
@@ -45,6 +46,17 @@ def test_boot_and_sysroot_are_emptied_and_take_the_times_of_usr(image: MakeImage
     assert [path for path, _, _ in boot.walk()] == [b"/boot", b"/sysroot", b"/usr", b"/usr/bin", b"/usr/bin/z"]
     assert boot.stat(_inode(boot, "/boot")) == Stat(0o700, 1, 2, 11, 22, ((b"user.a", b"b"),))
     assert boot.stat(_inode(boot, "/sysroot")) == Stat(0o755, 0, 0, 11, 22)
+
+
+@pytest.mark.parametrize("profile", [Profile.UP_TO_0_9_2, Profile.V0_7_0])
+def test_up_to_0_9_2_boot_and_sysroot_keep_their_nanoseconds(image: MakeImage, profile: Profile) -> None:
+    stats = {"/usr": Stat(0o755, 0, 0, 11, 22), "/boot": Stat(0o755, 0, 0, 3, 4), "/sysroot": Stat(0o755, 0, 0, 5, 6)}
+    made = image(BASE, stats=stats)
+    boot = make_boot(made.tree, made.read, profile=profile)
+    times = {name: boot.stat(_inode(boot, name)) for name in stats}
+    assert {name: (one.mtime, one.nsec) for name, one in times.items()} == {
+        "/usr": (11, 22), "/boot": (11, 4), "/sysroot": (11, 6),
+    }  # fmt: skip
 
 
 def test_the_normative_tree_stays_as_it_is(image: MakeImage) -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from composefsd.digests import Algorithm
 from composefsd.errors import FormatError
-from composefsd.tree.normative import XattrMode, make_normative
+from composefsd.tree.normative import XattrMode, kept_names, make_normative
+from composefsd.tree.profile import Profile
 from composefsd.tree.table import ROOT, Stat, Tree, XattrSet
 
 CAPABILITY = (b"security.capability", b"\1\0\0\2")
@@ -72,6 +73,18 @@ def test_extended_attributes_are_filtered_everywhere(mode: XattrMode, kept: Xatt
     make_normative(tree, mode)
     for path in (b"/", b"/run", b"/usr", b"/usr/a.file"):
         assert tree.stat(inode(tree, path)).xattrs == kept
+
+
+@pytest.mark.parametrize("mode", XattrMode)
+@pytest.mark.parametrize("profile", Profile)
+def test_only_0_7_0_keeps_all_extended_attributes_and_the_names_kept_are_told(
+    mode: XattrMode, profile: Profile
+) -> None:
+    tree = make_tree(b"run", b"usr", b"usr/a.file")
+    names = kept_names(tree, mode, profile)
+    make_normative(tree, mode, profile)
+    assert {name for name, _ in tree.stat(inode(tree, b"usr/a.file")).xattrs} == names
+    assert (tree.stat(ROOT).xattrs == ALL) is (profile is Profile.V0_7_0)
 
 
 def test_a_normative_tree_stays_as_it_is() -> None:

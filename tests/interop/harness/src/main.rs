@@ -9,20 +9,26 @@
 //! - `tree`: the dumpfile of an image
 //! - `objects`: the digests that an image names, one a line, sorted
 //! - `splitstream`: what is in a splitstream: lines `type`, `size`, `object`, `name`, and `inline` or `external` in order
+//! - `label`: the dumpfile of a tree with labels; the bytes are a line that names a directory with `etc/selinux`, and the
+//!   dumpfile of the tree; the answer starts with a line: how many nanoseconds labelling took, the policy included
 //! - `metadata`: of a `meta.json`, whether it may be written, and the image formats, the default first
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, Seek, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use composefs::dumpfile::{dumpfile_to_validated_filesystem, write_dumpfile};
+use composefs::dumpfile::{
+    dumpfile_to_filesystem, dumpfile_to_validated_filesystem, write_dumpfile,
+};
 use composefs::erofs::format::FormatVersion;
 use composefs::erofs::reader::{Image, collect_objects, erofs_to_filesystem};
 use composefs::erofs::writer::mkfs_erofs_versioned;
 use composefs::fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue, compute_verity};
 use composefs::repository::{FeatureCheck, RepoMetadata};
 use composefs::splitstream::{SplitStreamData, SplitStreamReader};
+use composefs_boot::selabel::selabel_from_dir;
 
 struct Question {
     command: String,
@@ -126,6 +132,19 @@ fn splitstream<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
     Ok(lines.join("\n").into())
 }
 
+fn label<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
+    let (root, dumpfile) = std::str::from_utf8(data)?
+        .split_once('\n')
+        .context("no line with a directory")?;
+    let mut tree = dumpfile_to_filesystem::<H>(dumpfile)?;
+    let root = File::open(root)?;
+    let start = Instant::now();
+    selabel_from_dir(&mut tree, root)?;
+    let mut answer = format!("{}\n", start.elapsed().as_nanos()).into_bytes();
+    write_dumpfile(&mut answer, &tree)?;
+    Ok(answer)
+}
+
 fn metadata<H: FsVerityHashValue>(data: &[u8]) -> Result<Vec<u8>> {
     let found = RepoMetadata::from_json(data)?;
     let access = match found.check_compatible::<H>()? {
@@ -148,6 +167,7 @@ fn answer<H: FsVerityHashValue>(question: &Question) -> Result<Vec<u8>> {
         "tree" => tree::<H>(&question.payload),
         "objects" => objects::<H>(&question.payload),
         "splitstream" => splitstream::<H>(&question.payload),
+        "label" => label::<H>(&question.payload),
         "metadata" => metadata::<H>(&question.payload),
         other => bail!("no command {other:?}"),
     }
