@@ -5,7 +5,7 @@ loader changes by renaming the file.  Unknown keys are kept, comments are not.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cmp_to_key
 from typing import Final, Self
@@ -16,6 +16,17 @@ from composefsd.errors import FormatError, LimitExceededError
 LIMIT_BYTES: Final = 64 * 1024
 _NAME_LIMIT: Final = 255
 _TRIES_LIMIT: Final = (1 << 31) - 1  # INT_MAX, the limit of systemd-boot
+
+_NOT_CARRIED: Final = {
+    "devicetree": "a device tree",
+    "devicetree-overlay": "device tree overlays",
+    "efi": "an EFI program",
+    "extra": "extra files",
+    "profile": "a profile of a UKI",
+    "uki": "a UKI",
+    "uki-url": "a UKI on another machine",
+}
+"""Keys that say what to start in a way that an entry of ours does not."""
 
 _KEY: Final = re.compile(r"[^\s#][^\s]*")
 _FORBIDDEN: Final = re.compile(r"[\n\r\0]")
@@ -67,6 +78,24 @@ class Entry:
     def options(self) -> str:
         """The kernel arguments of all `options` lines."""
         return " ".join(self.values("options"))
+
+
+def obstacles(entry: Entry, named: Sequence[str]) -> Iterator[str]:
+    """Why an entry of an image cannot be written anew, with its kernel and its initrds in other places.
+
+    named are the files that composefs-rs sees in its lines `linux`, then in its lines `initrd`: it takes a line to
+    its end, and only if the key comes first in it.  An entry that a boot loader would read in another way is refused.
+    """
+    for key in dict(entry.fields):
+        if key in _NOT_CARRIED:
+            yield f"an entry with {_NOT_CARRIED[key]} (`{key}`) cannot be deployed"
+    kernels, initrds = entry.values("linux"), entry.values("initrd")
+    if len(kernels) != 1:
+        yield f"an entry with {len(kernels)} lines `linux` cannot be deployed"
+    elif not initrds:
+        yield "an entry without an initrd cannot be deployed: nothing else could mount the image"
+    elif (*kernels, *initrds) != tuple(named):
+        yield "an entry whose lines `linux` and `initrd` can be read in two ways cannot be deployed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,15 @@ is named by `composefs=HEX`, of old, or by `composefs.digest=vN-HASH-12:HEX`, wh
 hash and log2 of the verity block size.  A `?` right after `=` says that the image may be mounted without fs-verity.
 Both come from composefs-rs (`composefs-boot/src/cmdline.rs`).  The version informs only: who mounts looks for an
 image of that digest.  Digits are lower case here, since the digest becomes a file name; upstream's parser takes both.
+
+composefs-setup-root of composefs-rs goes by either; the initrd of bootc starts for `composefs=` alone, since the
+condition of its service (`crates/initramfs/bootc-root-setup.service`) knows no other word.
 """
 
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, Self
 
 from composefsd.digests import BLOCK_BITS, Algorithm, ObjectId
@@ -18,8 +22,23 @@ from composefsd.errors import FormatError, NotBootableError
 LEGACY: Final = "composefs"
 DESCRIBED: Final = "composefs.digest"
 
+NO_IMAGE: Final = "the command line names no composefs image"
+"""The reason against a command line without any such argument."""
+
+_LEGACY_FORMAT: Final = 2
+_VERSIONS: Final = {0: 1, 1: 1, 2: 2}
+"""The version that an argument tells for an EROFS format: 0 and 1 are laid out alike."""
+
 _TOKEN: Final = re.compile(r'(?:[^ \t\n\f\r"]|"[^"]*(?:"|\Z))+')
-_DESCRIBED: Final = re.compile(rf"v([12])-(sha256|sha512)-{BLOCK_BITS}:([0-9a-f]+)")
+_DESCRIBED: Final = re.compile(rf"v([12])-(sha256|sha512)-{BLOCK_BITS}:(.*)", re.DOTALL)
+
+
+class Spelling(StrEnum):
+    """How an image is named: as composefs-rs spells it for its format, or always in one of the two ways."""
+
+    AUTO = "auto"
+    LEGACY = "legacy"
+    DESCRIBED = "described"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +50,16 @@ class ComposefsArgument:
     insecure: bool = False
 
     @classmethod
+    def of(cls, digest: ObjectId, erofs_format: int, spelling: Spelling, *, insecure: bool) -> Self:
+        """The argument for an image in the EROFS format 0, 1 or 2.
+
+        composefs-rs writes `composefs.digest=` for 0 and 1 and `composefs=` for 2; any reader takes the legacy
+        spelling for any format.
+        """
+        legacy = spelling is Spelling.LEGACY or (spelling is Spelling.AUTO and erofs_format == _LEGACY_FORMAT)
+        return cls(digest, None if legacy else _VERSIONS[erofs_format], insecure)
+
+    @classmethod
     def parse(cls, token: str) -> Self | None:
         """From a token of a command line; None if it is no such argument.  Raises FormatError if it is malformed."""
         key, equals, value = token.partition("=")
@@ -40,9 +69,7 @@ class ComposefsArgument:
         value = value.removeprefix("?")
         if key == LEGACY:
             return cls(ObjectId.parse(value), None, insecure)
-        match = _DESCRIBED.fullmatch(value)
-        if match is None:
-            raise FormatError(f"malformed {DESCRIBED}= argument: {value[:180]!r}", subject=token[:200])
+        match = _described(token, value)
         return cls(ObjectId.parse(match[3], Algorithm(match[2])), int(match[1]), insecure)
 
     def __str__(self) -> str:
@@ -50,6 +77,19 @@ class ComposefsArgument:
         if self.version is None:
             return f"{LEGACY}={mark}{self.digest.hex}"
         return f"{DESCRIBED}={mark}v{self.version}-{self.digest.algorithm.value}-{BLOCK_BITS}:{self.digest.hex}"
+
+
+def _described(token: str, value: str) -> re.Match[str]:
+    """Version, algorithm and digits of a `composefs.digest=` argument without its mark."""
+    match = _DESCRIBED.fullmatch(value)
+    if match is None:
+        raise FormatError(f"malformed {DESCRIBED}= argument: {value[:180]!r}", subject=token[:200])
+    return match
+
+
+def _algorithm(token: str) -> Algorithm:
+    """Of a `composefs.digest=` argument, whose digits nobody looks at if it is another one than the reader's."""
+    return Algorithm(_described(token, token.partition("=")[2].removeprefix("?"))[2])
 
 
 def split(cmdline: str) -> list[str]:
@@ -73,10 +113,8 @@ def find(cmdline: str, algorithm: Algorithm) -> ComposefsArgument | None:
     """
     tokens = split(cmdline)
     for token in tokens:
-        if token.startswith(f"{DESCRIBED}="):
-            argument = ComposefsArgument.parse(token)
-            if argument is not None and argument.digest.algorithm is algorithm:
-                return argument
+        if token.startswith(f"{DESCRIBED}=") and _algorithm(token) is algorithm:
+            return ComposefsArgument.parse(token)
     for token in tokens:
         if token.startswith(f"{LEGACY}="):
             argument = ComposefsArgument.parse(token)
@@ -105,7 +143,7 @@ def check(cmdline: str, acceptable: Collection[ObjectId], algorithm: Algorithm) 
             if argument.digest not in acceptable:
                 reasons.append(f"the command line names another image: {argument.digest}")
     if not arguments and not reasons:
-        reasons.append("the command line names no composefs image")
+        reasons.append(NO_IMAGE)
     if arguments and arguments[0].digest.algorithm is not algorithm:
         reasons.append(f"the command line names an image by {arguments[0].digest.algorithm.value} first")
     if reasons:

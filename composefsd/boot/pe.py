@@ -2,7 +2,8 @@
 
     DOS header, 64 bytes     `MZ`; at 0x3C the offset of
     PE header, 24 bytes      `PE\\0\\0`, machine, number of sections, …, size of the optional header at 20
-    optional header          magic 0x10B (PE32) or 0x20B (PE32+); data directories, the fifth of them the certificates
+    optional header          magic 0x10B (PE32) or 0x20B (PE32+); at 60 the size of all headers, at 64 a checksum;
+                             data directories, the fifth of them the certificates: an offset, not an address
     section table            40 bytes each: name, virtual size, address, raw size, raw offset, …
 
 Defined by Microsoft's PE format specification.  Nothing but these headers is read, and every offset in them is
@@ -29,6 +30,8 @@ _SECTION: Final = Struct("<8sIIII16x")  # name, virtual size, address, raw size,
 _DIRECTORY: Final = Struct("<II")  # offset, size
 _MAGIC_BYTES: Final = 2
 _CERTIFICATES: Final = 4  # index of the data directory
+_HEADERS_BYTES_AT: Final = 60
+_CHECKSUM_AT: Final = 64
 
 # Where an optional header of a magic has the number of data directories, after which they come.
 _DIRECTORY_COUNT_AT: Final = {0x10B: 92, 0x20B: 108}
@@ -64,21 +67,42 @@ _MACHINES: Final = {
 class Section:
     """A section by its name, cut at the first NUL; size_bytes is what comes from the file.
 
-    A section is loaded with its virtual size; a smaller raw size is filled up with zeros, a larger one is padding.
+    A section is loaded with its virtual size; a smaller raw size is filled up with zeros, a larger one is padding,
+    which may reach beyond the end of the file: raw_bytes is as it stands in the table.
     """
 
     name: bytes
+    offset: int
+    size_bytes: int
+    raw_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """Where an executable has what its signatures do not cover: four bytes of checksum, eight of `directory_at`.
+
+    The certificate table lies at `offset`; headers_bytes, as the file has it, is the size of all headers.
+    """
+
+    checksum_at: int
+    directory_at: int
+    headers_bytes: int
     offset: int
     size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class PortableExecutable:
-    """The sections in the order of the table; signed tells that there are certificates, not what they are worth."""
+    """The sections in the order of the table; signing is None if there is no certificate table."""
 
     architecture: Architecture
     sections: tuple[Section, ...]
-    signed: bool
+    signing: Signing | None
+
+    @property
+    def signed(self) -> bool:
+        """Whether there are certificates; not what they are worth."""
+        return self.signing is not None
 
     @classmethod
     def parse(cls, source: Source, size_bytes: int) -> Self:
@@ -93,10 +117,10 @@ class PortableExecutable:
         optional = _exactly(source, start, optional_bytes, "optional header")
         table = _exactly(source, start + optional_bytes, count * _SECTION.size, "section table")
         sections = tuple(
-            _section(name, min(virtual, raw), offset, size_bytes)
+            _section(name, min(virtual, raw), raw, offset, size_bytes)
             for name, virtual, _address, raw, offset in _SECTION.iter_unpack(table)
         )
-        return cls(architecture, sections, _signed(optional, start, size_bytes))
+        return cls(architecture, sections, _signing(optional, start, size_bytes))
 
 
 def _exactly(source: Source, offset: int, count: int, what: str) -> memoryview:
@@ -117,15 +141,15 @@ def _headers(source: Source) -> tuple[int, int, int, int]:
     return at, machine, count, optional_bytes
 
 
-def _section(padded: bytes, size: int, offset: int, file_bytes: int) -> Section:
+def _section(padded: bytes, size: int, raw: int, offset: int, file_bytes: int) -> Section:
     name = padded.partition(b"\0")[0]
     if size and offset + size > file_bytes:
         raise FormatError(f"PE section {name!r} reaches beyond the end of the file", offset=offset)
-    return Section(name, offset, size)
+    return Section(name, offset, size, raw)
 
 
-def _signed(optional: memoryview, at: int, file_bytes: int) -> bool:
-    """Whether the data directories list a certificate table; `at` is the offset of the optional header."""
+def _signing(optional: memoryview, at: int, file_bytes: int) -> Signing | None:
+    """Where the data directories list a certificate table; `at` is the offset of the optional header."""
     magic = int.from_bytes(optional[:_MAGIC_BYTES], "little")
     count_at = _DIRECTORY_COUNT_AT.get(magic)
     if len(optional) < _MAGIC_BYTES or count_at is None:
@@ -134,8 +158,9 @@ def _signed(optional: memoryview, at: int, file_bytes: int) -> bool:
     entry_at = first + _CERTIFICATES * _DIRECTORY.size
     count = int.from_bytes(optional[count_at:first], "little")
     if count <= _CERTIFICATES or entry_at + _DIRECTORY.size > len(optional):
-        return False
+        return None
     offset, size = _DIRECTORY.unpack_from(optional, entry_at)
     if offset + size > file_bytes:
         raise FormatError("the certificate table of a PE file reaches beyond its end", offset=at + entry_at)
-    return bool(size)
+    headers_bytes = int.from_bytes(optional[_HEADERS_BYTES_AT : _HEADERS_BYTES_AT + 4], "little")
+    return Signing(at + _CHECKSUM_AT, at + entry_at, headers_bytes, offset, size) if size else None

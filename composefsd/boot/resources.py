@@ -17,11 +17,11 @@ say; `check` does the same.  `collect` lists all there is, and what is wrong wit
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from itertools import product
 from typing import Final
 
-from composefsd.boot import aboot, bls, uki
+from composefsd.boot import aboot, bls
+from composefsd.boot.examination import REFUSALS, Examiner, ImageFiles
 from composefsd.boot.files import (
     WHITE_SPACE,
     ObjectReader,
@@ -30,102 +30,44 @@ from composefsd.boot.files import (
     find_file,
     get_file,
     read_file,
-    read_range,
     text,
 )
-from composefsd.boot.os_release import OsRelease
-from composefsd.boot.pe import Source
-from composefsd.boot.uki import Uki
+from composefsd.boot.resource import MODULES, BootResource, File, ResourceType
 from composefsd.errors import FormatError, LimitExceededError, NotBootableError
 from composefsd.tree.table import REGULAR, Kind, Tree
 
-EXECUTABLE_LIMIT_BYTES: Final = 1 << 30
-"""The largest UKI, or aboot payload, that is looked into."""
+__all__ = ["ADDONS", "MODULES", "RESOURCES_LIMIT", "BootResource", "File", "ResourceType", "check", "collect"]
+
+RESOURCES_LIMIT: Final = 500
+"""The most that are looked into."""
 
 ENTRIES: Final = b"/boot/loader/entries"
 UKIS: Final = b"/boot/EFI/Linux"
 ADDONS: Final = b"/boot/loader/addons"
-MODULES: Final = b"/usr/lib/modules"
-OS_RELEASE: Final = b"/usr/lib/os-release"
 _SHARED_ADDONS: Final = b"uki.extra.d"
 
 _ENTRY_FILES: Final = ("linux", "initrd", "efi")
 _ENTRY_LIMIT_BYTES: Final = 1 << 20
-_REFUSALS: Final = (FormatError, LimitExceededError, NotBootableError)
-
-
-class ResourceType(StrEnum):
-    """The kinds of things that boot, or take part in it."""
-
-    TYPE1 = "type1"
-    UKI = "uki"
-    ADDON = "addon"
-    GLOBAL_ADDON = "global-addon"
-    KERNEL = "kernel"
-    ABOOT = "aboot"
-
-
-_EXECUTABLES: Final = (ResourceType.UKI, ResourceType.ADDON, ResourceType.GLOBAL_ADDON)
 _PRIMARY: Final = (ResourceType.TYPE1, ResourceType.UKI, ResourceType.KERNEL)
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A regular file of the image that a resource needs."""
-
-    path: bytes
-    inode: int
-
-
-@dataclass(frozen=True, slots=True)
-class BootResource:
-    """One thing that boots; `path` and `inode` are its own file.
-
-    kernel_version is the directory below /usr/lib/modules it was found in.  files are further files: those that an
-    entry names, the initrd of a kernel, the vbmeta of an aboot payload.  uki belongs to UKIs and addons, entry to
-    type 1, os_release to kernels.  problem tells why it cannot be used; what could not be read is None then.
-    """
-
-    type: ResourceType
-    path: bytes
-    inode: int
-    kernel_version: str | None = None
-    files: tuple[File, ...] = ()
-    uki: Uki | None = None
-    entry: bls.Entry | None = None
-    os_release: OsRelease | None = None
-    problem: str | None = None
-
-    @property
-    def title(self) -> str | None:
-        """A name for people: that of the entry, of the UKI's system, or of the kernel's."""
-        if self.entry is not None:
-            return self.entry.value("title")
-        release = self.os_release if self.uki is None else self.uki.os_release
-        return None if release is None else release.title
-
-    @property
-    def version(self) -> str | None:
-        """The version that goes with the title."""
-        if self.entry is not None:
-            return self.entry.value("version")
-        release = self.os_release if self.uki is None else self.uki.os_release
-        return None if release is None else release.version
 
 
 def collect(tree: Tree, read: ObjectReader, ranges: RangeReader | None = None) -> tuple[BootResource, ...]:
     """All boot resources of a frozen tree, in upstream's order, broken ones with their `problem`.
 
-    With `ranges`, no more than headers and small sections are read of a UKI; without, all of it.
+    With `ranges`, no more than headers and small sections are read of a UKI; without, all of it.  Raises
+    LimitExceededError for more than RESOURCES_LIMIT.
     """
-    finder = _Finder(tree, read, ranges)
+    finder = _Finder(ImageFiles(tree, read, ranges))
     finder.find()
-    return tuple(finder.examined(resource) for resource in finder.resources)
+    if len(finder.resources) > RESOURCES_LIMIT:
+        raise LimitExceededError(f"{len(finder.resources)} things that boot", limit=RESOURCES_LIMIT)
+    examiner = Examiner(finder.files, finder.resources)
+    return tuple(map(examiner.examined, finder.resources))
 
 
 def check(tree: Tree, read: ObjectReader, ranges: RangeReader | None = None) -> None:
     """Raises NotBootableError, with one reason a line, for an image whose boot image upstream refuses to make."""
-    finder = _Finder(tree, read, ranges)
+    finder = _Finder(ImageFiles(tree, read, ranges))
     finder.find()
     if finder.defects:
         raise NotBootableError("\n".join(finder.defects))
@@ -135,11 +77,13 @@ def check(tree: Tree, read: ObjectReader, ranges: RangeReader | None = None) -> 
 class _Finder:
     """Gathers resources and the reasons to refuse the image."""
 
-    tree: Tree
-    read: ObjectReader
-    ranges: RangeReader | None
+    files: ImageFiles
     resources: list[BootResource] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
+
+    @property
+    def tree(self) -> Tree:
+        return self.files.tree
 
     def find(self) -> None:
         for step in (self._entries, self._executables, self._kernels, self._aboot):
@@ -149,7 +93,7 @@ class _Finder:
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except _REFUSALS as error:
+        except REFUSALS as error:
             self._defect(error)
 
     def _defect(self, error: Exception | str) -> str:
@@ -188,7 +132,7 @@ class _Finder:
         if self.tree.kind[inode] not in REGULAR:
             raise NotBootableError(f"{text(path)} is not a regular file")
         try:
-            return read_file(self.tree, inode, self.read, _ENTRY_LIMIT_BYTES).decode()
+            return read_file(self.tree, inode, self.files.read, _ENTRY_LIMIT_BYTES).decode()
         except UnicodeDecodeError as error:
             raise NotBootableError(f"{text(path)} is not UTF-8") from error
         except LimitExceededError as error:
@@ -288,7 +232,7 @@ class _Finder:
         resource = BootResource(ResourceType.ABOOT, path, inode, text(version))
         try:
             resource = replace(resource, files=self._checked_vbmeta(boot, inode, version))
-        except _REFUSALS as error:
+        except REFUSALS as error:
             resource = replace(resource, problem=self._defect(f"{text(path)}: {error}"))
         self.resources.append(resource)
 
@@ -300,7 +244,7 @@ class _Finder:
             raise NotBootableError("not a regular file")
         name = b"vbmeta-" + version + b".img"
         vbmeta = find_file(self.tree, boot, name)
-        encoding = aboot.identify(self._source(inode), self.tree.size[inode])
+        encoding = aboot.identify(self.files.open(inode), self.tree.size[inode])
         if vbmeta is None:
             return ()
         if encoding is aboot.Encoding.UKI:
@@ -314,48 +258,3 @@ class _Finder:
             self._defect("the image has more than one aboot payload")
         if payloads and others:
             self._defect("the image has an aboot payload beside other things that boot")
-
-    # Reading
-
-    def _source(self, inode: int) -> Source:
-        """A file to be read in parts: really so, or from a copy."""
-        tree, ranges = self.tree, self.ranges
-        if tree.size[inode] > EXECUTABLE_LIMIT_BYTES:
-            raise LimitExceededError(f"{tree.size[inode]} bytes to boot", limit=EXECUTABLE_LIMIT_BYTES)
-        if ranges is not None:
-            return lambda offset, count: read_range(tree, inode, ranges, offset, count)
-        view = memoryview(read_file(tree, inode, self.read, EXECUTABLE_LIMIT_BYTES))
-        return lambda offset, count: view[offset : offset + count]
-
-    def examined(self, resource: BootResource) -> BootResource:
-        """The resource with what its file says."""
-        if resource.problem is not None:
-            return resource
-        try:
-            if resource.type in _EXECUTABLES:
-                return self._examined_uki(resource)
-            if resource.type is ResourceType.KERNEL:
-                return replace(resource, os_release=self._os_release())
-        except _REFUSALS as error:
-            return replace(resource, problem=str(error))
-        return resource
-
-    def _examined_uki(self, resource: BootResource) -> BootResource:
-        parsed = Uki.read(self._source(resource.inode), self.tree.size[resource.inode])
-        resource = replace(resource, uki=parsed)
-        if resource.type is ResourceType.UKI and not parsed.has_kernel:
-            return replace(resource, problem=f"no section {uki.LINUX.decode()}: not a UKI")
-        if resource.type is not ResourceType.UKI and parsed.has_kernel:
-            return replace(resource, problem=f"a section {uki.LINUX.decode()}: not an addon")
-        try:
-            _ = parsed.arguments
-        except FormatError as error:
-            return replace(resource, problem=str(error))
-        return resource
-
-    def _os_release(self) -> OsRelease | None:
-        try:
-            inode = get_file(self.tree, OS_RELEASE)
-        except NotBootableError:
-            return None
-        return OsRelease.parse(read_file(self.tree, inode, self.read, 64 * 1024))

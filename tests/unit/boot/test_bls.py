@@ -153,3 +153,43 @@ def test_the_menu_has_the_order_of_systemd_boot() -> None:
     assert order == [
         "d.conf", "no-machine.conf", "cx.conf", "c.conf", "b.conf", "a-10.conf", "a-5.conf", "bad.conf",
     ]  # fmt: skip
+
+
+# Entries of images
+
+KERNEL = "/usr/lib/modules/6.1/vmlinuz"
+INITRDS = ("/usr/lib/microcode.img", "/usr/lib/modules/6.1/initramfs.img")
+NAMED = (KERNEL, *INITRDS)
+
+
+def obstacles(text: str, named: tuple[str, ...] = NAMED) -> str:
+    return "\n".join(bls.obstacles(bls.Entry.parse(text.encode()), named))
+
+
+def entry_lines(*more: str) -> str:
+    return "\n".join(["title x", f"linux {KERNEL}", *(f"initrd {path}" for path in INITRDS), *more])
+
+
+def test_an_entry_with_a_kernel_and_its_initrds_can_be_written_anew() -> None:
+    assert obstacles(entry_lines("options quiet", "options rw", "machine-id x", "sort-key y", "grub_users z")) == ""
+
+
+@pytest.mark.parametrize("key", ["devicetree", "devicetree-overlay", "efi", "extra", "profile", "uki", "uki-url"])
+def test_what_an_entry_of_ours_does_not_say_is_refused_by_name(key: str) -> None:
+    assert f"(`{key}`) cannot be deployed" in obstacles(entry_lines(f"{key} /x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "reason"),
+    [
+        (f"linux {KERNEL}", (KERNEL,), "without an initrd"),
+        ("initrd /x", ("/x",), "0 lines `linux`"),
+        (f"linux {KERNEL}\nlinux {KERNEL}\ninitrd /x", (KERNEL, KERNEL, "/x"), "2 lines `linux`"),
+        (f"linux {KERNEL}\ninitrd /x\n initrd /y", (KERNEL, "/x"), "read in two ways"),
+        (f"linux {KERNEL} \ninitrd /x", (f"{KERNEL} ", "/x"), "read in two ways"),
+    ],
+)
+def test_an_entry_that_does_not_name_one_kernel_and_its_initrds_clearly_is_refused(
+    text: str, named: tuple[str, ...], reason: str
+) -> None:
+    assert reason in obstacles(text, named)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from composefsd.boot import cmdline
-from composefsd.boot.cmdline import ComposefsArgument
+from composefsd.boot.cmdline import ComposefsArgument, Spelling
 from composefsd.digests import Algorithm, ObjectId
 from composefsd.errors import FormatError, NotBootableError
 
@@ -102,6 +102,85 @@ def test_the_tools_refuse_a_legacy_digest_of_the_other_algorithm_and_a_malformed
         cmdline.find(f"composefs={A.hex}", Algorithm.SHA512)
     with pytest.raises(FormatError, match="malformed"):
         cmdline.find(f"composefs.digest=v9-x composefs.digest=v1-sha256-12:{A.hex}", Algorithm.SHA256)
+
+
+_OF_UPSTREAM = [
+    # a line, and what composefs-boot 0.9.4 takes in it for SHA-256: an argument, nothing, or an error
+    ("", None),
+    ("quiet rw", None),
+    ("composefs", None),
+    ("composefs.digest", None),
+    (f"xcomposefs={A.hex}", None),
+    (f"composefs.digest.x={A.hex}", None),
+    (f"composefs={A.hex}", ComposefsArgument(A)),
+    (f"composefs=?{A.hex}", ComposefsArgument(A, None, insecure=True)),
+    (f"composefs.digest=v1-sha256-12:{A.hex}", ComposefsArgument(A, 1)),
+    (f"composefs.digest=?v1-sha256-12:{A.hex}", ComposefsArgument(A, 1, insecure=True)),
+    (f"composefs.digest=v2-sha256-12:{A.hex}", ComposefsArgument(A, 2)),
+    (f"composefs.digest=?v2-sha256-12:{A.hex}", ComposefsArgument(A, 2, insecure=True)),
+    (f"a\tcomposefs={A.hex}\nb", ComposefsArgument(A)),
+    (f"a\fcomposefs={A.hex}\rb", ComposefsArgument(A)),
+    (f'x="a b" composefs={A.hex}', ComposefsArgument(A)),
+    (f'x="a composefs={B.hex}" composefs={A.hex}', ComposefsArgument(A)),
+    (f'x="a composefs={B.hex} composefs={A.hex}', None),
+    (f"composefs={A.hex} composefs={B.hex}", ComposefsArgument(A)),
+    (f"composefs={A.hex} composefs=rubbish", ComposefsArgument(A)),
+    (f"composefs={A.hex} composefs.digest=v1-sha256-12:{B.hex}", ComposefsArgument(B, 1)),
+    (f"composefs.digest=v2-sha256-12:{A.hex} composefs.digest=v1-sha256-12:{B.hex}", ComposefsArgument(A, 2)),
+    (f"composefs.digest=v1-sha512-12:{LONG.hex}", None),
+    (f"composefs.digest=v1-sha512-12:{LONG.hex} composefs.digest=v1-sha256-12:{A.hex}", ComposefsArgument(A, 1)),
+    (f"composefs.digest=v1-sha512-12:{LONG.hex} composefs={A.hex}", ComposefsArgument(A)),
+    (f"composefs.digest=v1-sha512-12:rubbish composefs={A.hex}", ComposefsArgument(A)),
+    (f"composefs.digest=v1-sha512-12: composefs={A.hex}", ComposefsArgument(A)),
+    (f"composefs.digest=v1-sha256-12:{A.hex} composefs=rubbish", ComposefsArgument(A, 1)),
+    (f"composefs.digest=v1-sha256-12:{A.hex} composefs.digest=rubbish", ComposefsArgument(A, 1)),
+    (f"composefs={LONG.hex}", FormatError),
+    (f"composefs={LONG.hex} composefs={A.hex}", FormatError),
+    ("composefs=", FormatError),
+    ("composefs=?", FormatError),
+    (f"composefs=??{A.hex}", FormatError),
+    (f'composefs="{A.hex}"', FormatError),
+    (f"composefs.digest={A.hex}", FormatError),
+    (f"composefs.digest=v3-sha256-12:{A.hex}", FormatError),
+    (f"composefs.digest=v3-sha512-12:{LONG.hex} composefs={A.hex}", FormatError),
+    (f"composefs.digest=v1-sha1-12:{A.hex} composefs={A.hex}", FormatError),
+    (f"composefs.digest=v1-sha256-16:{A.hex}", FormatError),
+    (f"composefs.digest=v1-sha512-16:{LONG.hex} composefs={A.hex}", FormatError),
+    (f"composefs.digest=v1-sha256:{A.hex}", FormatError),
+    (f"composefs.digest=v1-sha256-12:{LONG.hex}", FormatError),
+    (f"composefs.digest=v1?-sha256-12:{A.hex}", FormatError),
+    (f"composefs={A.hex} composefs.digest=rubbish", FormatError),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), _OF_UPSTREAM)
+def test_the_tools_of_composefs_rs_take_of_a_line_what_its_parser_takes(line: str, expected: object) -> None:
+    if expected is FormatError:
+        with pytest.raises(FormatError):
+            cmdline.find(line, Algorithm.SHA256)
+    else:
+        assert cmdline.find(line, Algorithm.SHA256) == expected
+
+
+@pytest.mark.parametrize(
+    ("erofs_format", "spelling", "expected"),
+    [
+        (0, Spelling.AUTO, f"composefs.digest=v1-sha256-12:{A.hex}"),
+        (1, Spelling.AUTO, f"composefs.digest=v1-sha256-12:{A.hex}"),
+        (2, Spelling.AUTO, f"composefs={A.hex}"),
+        (1, Spelling.LEGACY, f"composefs={A.hex}"),
+        (2, Spelling.LEGACY, f"composefs={A.hex}"),
+        (0, Spelling.DESCRIBED, f"composefs.digest=v1-sha256-12:{A.hex}"),
+        (2, Spelling.DESCRIBED, f"composefs.digest=v2-sha256-12:{A.hex}"),
+    ],
+)
+def test_an_image_is_named_as_its_format_or_the_caller_has_it(
+    erofs_format: int, spelling: Spelling, expected: str
+) -> None:
+    for insecure in (False, True):
+        argument = ComposefsArgument.of(A, erofs_format, spelling, insecure=insecure)
+        assert str(argument) == (expected.replace("=", "=?") if insecure else expected)
+        assert ComposefsArgument.parse(str(argument)) == argument
 
 
 def test_quoted_white_space_does_not_start_a_token() -> None:

@@ -47,7 +47,7 @@ def test_a_raw_size_below_the_virtual_one_ends_the_content(pe: MakePe) -> None:
     table = data.index(b".cmdline")
     data[table + 16 : table + 20] = (5).to_bytes(4, "little")
     (section,) = _parse(bytes(data)).sections
-    assert section == Section(b".cmdline", section.offset, 5)
+    assert section == Section(b".cmdline", section.offset, 5, 5)
 
 
 def _changed(data: bytes, at: int, value: bytes) -> bytes:

@@ -1,14 +1,19 @@
 """What an image carries for booting."""
 
 from collections.abc import Callable
+from functools import partialmethod
 from struct import pack
 from typing import Any
 
 import pytest
+from real import handmade
+from real.uki_signing import sign, signer
 
 from composefsd.boot import resources
+from composefsd.boot.authenticode import State
+from composefsd.boot.examination import Examiner
 from composefsd.boot.resources import BootResource, File, ResourceType
-from composefsd.errors import NotBootableError
+from composefsd.errors import LimitExceededError, NotBootableError
 from composefsd.tree.table import Kind
 
 MakeImage = Callable[..., Any]
@@ -33,6 +38,13 @@ def test_an_image_without_anything_has_nothing(image: MakeImage) -> None:
     made = image({})
     assert resources.collect(made.tree, made.read) == ()
     resources.check(made.tree, made.read)
+
+
+def test_no_more_than_a_bound_is_looked_into(image: MakeImage) -> None:
+    made = image({f"/boot/EFI/Linux/{number}.addon.efi": b"" for number in range(resources.RESOURCES_LIMIT + 1)})
+    resources.check(made.tree, made.read)
+    with pytest.raises(LimitExceededError, match="501 things that boot"):
+        resources.collect(made.tree, made.read)
 
 
 def test_ukis_and_their_addons_are_found_at_any_depth(image: MakeImage, pe: MakePe) -> None:
@@ -104,6 +116,55 @@ def test_a_uki_needs_a_kernel_and_an_addon_must_not_have_one(image: MakeImage, p
         "no section .linux: not a UKI",
         "a section .linux: not an addon",
     ]
+
+
+def test_all_problems_of_an_executable_are_told(image: MakeImage, pe: MakePe) -> None:
+    made = image({"/boot/EFI/Linux/a.efi": pe([(b".cmdline", b"composefs=x")])})
+    (resource,) = _collected(made).values()
+    assert resource.problem is not None
+    assert [line[:10] for line in resource.problem.splitlines()] == ["no section", "not an fs-"]
+
+
+def test_a_uki_without_modules_of_its_kernel_is_noted(image: MakeImage, pe: MakePe) -> None:
+    sections = [(b".linux", b"k"), (b".uname", b"6.1"), (b".profile", b"ID=a"), (b".uname", b"6.2")]
+    made = image({"/boot/EFI/Linux/os.efi": pe(sections), "/usr/lib/modules/6.2": None})
+    (resource,) = _collected(made).values()
+    assert resource.problem is None
+    assert resource.notes == ("it is for the kernel 6.1, and the image has no /usr/lib/modules/6.1: no modules",)
+    odd = image({"/boot/EFI/Linux/os.efi": pe(sections), "/usr/lib/modules": b""})
+    (resource,) = _collected(odd).values()
+    assert (len(resource.notes), resource.problem) == (2, None)
+
+
+def test_an_addon_that_nothing_loads_is_noted(image: MakeImage, pe: MakePe) -> None:
+    addon = pe([(b".cmdline", b"quiet")])
+    made = image(
+        {
+            "/boot/EFI/Linux/os.efi": _uki(pe),
+            "/boot/EFI/Linux/os.efi.extra.d/a.addon.efi": addon,
+            "/boot/EFI/Linux/os.efi.extra.d/deeper/b.addon.efi": addon,
+            "/boot/EFI/Linux/gone.efi.extra.d/c.addon.efi": addon,
+            "/boot/EFI/Linux/d.addon.efi": addon,
+            "/boot/loader/addons/e.addon.efi": addon,
+        }
+    )
+    noted = {path.rpartition("/")[2] for path, one in _collected(made).items() if one.notes}
+    assert noted == {"b.addon.efi", "c.addon.efi", "d.addon.efi"}
+
+
+def test_notes_of_a_uki_are_notes_of_its_resource(image: MakeImage, pe: MakePe) -> None:
+    made = image({"/boot/EFI/Linux/os.efi": pe([(b".linux", b"k"), (b".sbat", b"x")])})
+    (resource,) = _collected(made).values()
+    assert resource.problem is None
+    assert resource.notes == (".sbat, line 1: there are not six fields with text",)
+
+
+def test_no_more_than_a_bound_is_compared_with_signatures(image: MakeImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed = sign(handmade.uki("quiet"), signer())
+    monkeypatch.setattr(Examiner, "__init__", partialmethod(Examiner.__init__, hash_bytes=len(signed) + 1))
+    made = image({"/boot/EFI/Linux/a.efi": signed, "/boot/EFI/Linux/b.efi": signed})
+    states = [one.uki.signatures[0].state for one in _collected(made).values() if one.uki is not None]
+    assert states == [State.GOOD, State.UNSUPPORTED]
 
 
 def test_a_malformed_argument_is_a_problem(image: MakeImage, pe: MakePe) -> None:
