@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
-from composefsd.client.diff_lines import Row, line, record, rows
 from composefsd.client.exits import ClientError, Exit, discard_output
 from composefsd.client.render import Colour, Screen
 from composefsd.client.results import to_json
@@ -20,10 +19,12 @@ from composefsd.digests import Algorithm
 from composefsd.erofs.format import FormatVersion
 from composefsd.errors import ComposefsdError, InvalidArgumentsError
 from composefsd.operations.difference import Loaded, Pair, Reason, Subject, SubjectKind, Wanted, choose, load
+from composefsd.operations.difference_lines import Row, line, record, rows
 from composefsd.operations.sources import STDIN, Reading, Source, SourceKind, opened
 from composefsd.tree.difference import Only, Side
 from composefsd.tree.dumpfile import quote
 from composefsd.tree.normative import XattrMode
+from composefsd.tree.profile import Profile
 
 STORED: Final = "image:"
 """What a source starts with that is an image of the daemon's repository."""
@@ -61,6 +62,7 @@ def _load(args: Namespace, stack: ExitStack) -> Pair:
         algorithm=None if args.hash is None else Algorithm(args.hash),
         xattrs=XattrMode(args.xattrs),
         as_is=args.as_is,
+        profile=Profile(args.profile or Profile.CURRENT),
     )
     if args.a == args.b == STDIN:
         raise InvalidArgumentsError("only one side can be standard input")

@@ -11,6 +11,7 @@ from composefsd.erofs.format import FormatVersion
 from composefsd.errors import ComposefsdError, InvalidArgumentsError
 from composefsd.operations.compute_id import Question, compute, karg, write_dumpfile
 from composefsd.tree.normative import XattrMode
+from composefsd.tree.profile import Profile
 
 
 def run(args: Namespace) -> Exit:
@@ -23,6 +24,7 @@ def run(args: Namespace) -> Exit:
         algorithm=Algorithm(args.hash),
         xattrs=XattrMode(args.xattrs),
         as_is=args.as_is,
+        profile=Profile(args.profile or Profile.CURRENT),
     )
     _check(question)
     try:

@@ -5,6 +5,8 @@ reference for each layer and one for each composefs image; the manifest's stream
 A layer of an artifact goes by the digest of its blob, and is a stream of one object unless it is a tar; an artifact
 has no composefs images.
 Defined by composefs-rs (its OCI crate); `reference names` such as `composefs.image.boot.v1` are part of the format.
+Ours alone is `.profile=` in the name of a boot image made by rules of an earlier version: composefs-rs 0.9.4 looks
+for none of these, and keeps all references that start with `composefs.image.boot` when it writes a config anew.
 """
 
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from composefsd.repository.refs import MANIFEST_PREFIX
 from composefsd.splitstream.format import HEADER_BYTES, INFO_BYTES, ContentType, Header, Info
 from composefsd.splitstream.reader import Splitstream
 from composefsd.tree.normative import XattrMode
+from composefsd.tree.profile import Profile
 
 STREAM_BYTES: Final = 1 << 30
 """The largest splitstream of a layer that is read back: small files, headers and a digest for each object."""
@@ -35,6 +38,7 @@ REPAIR_REFS: Final = "composefsd-repair"
 
 _IMAGE: Final = "composefs.image"
 _BOOT: Final = ".boot"
+_PROFILE: Final = ".profile="
 _XATTRS: Final = ".xattrs="
 
 
@@ -53,14 +57,16 @@ class ComposefsImage:
     format: FormatVersion
     xattrs: XattrMode
     digest: ObjectId
+    profile: Profile = Profile.CURRENT  # of a boot image
 
     @property
     def reference(self) -> str:
         """The named reference of the config's stream that keeps it; one for V1 ends in `.v1`, V2 has no suffix."""
         boot = _BOOT if self.kind is ImageKind.BOOT else ""
         version = ".v1" if self.format.c_compatible else ""
+        profile = "" if self.profile is Profile.CURRENT else _PROFILE + self.profile
         mode = "" if self.xattrs is XattrMode.ALLOWLIST_ONLY else _XATTRS + self.xattrs
-        return f"{_IMAGE}{boot}{version}{mode}"
+        return f"{_IMAGE}{boot}{version}{profile}{mode}"
 
 
 def parse_reference(name: str, digest: bytes) -> ComposefsImage | None:
@@ -68,11 +74,18 @@ def parse_reference(name: str, digest: bytes) -> ComposefsImage | None:
     if not name.startswith(_IMAGE):
         return None
     rest, _, mode = name.removeprefix(_IMAGE).partition(_XATTRS)
+    rest, _, profile = rest.partition(_PROFILE)
     kind = ImageKind.BOOT if rest.startswith(_BOOT) else ImageKind.NORMATIVE
     version = {"": FormatVersion.V2, ".v1": FormatVersion.V1}.get(rest.removeprefix(_BOOT))
-    if version is None or (mode and mode not in set(XattrMode)):
+    if version is None or (mode and mode not in set(XattrMode)) or (profile and profile not in set(Profile)):
         return None
-    return ComposefsImage(kind, version, XattrMode(mode or XattrMode.ALLOWLIST_ONLY), ObjectId(digest))
+    return ComposefsImage(
+        kind,
+        version,
+        XattrMode(mode or XattrMode.ALLOWLIST_ONLY),
+        ObjectId(digest),
+        Profile(profile or Profile.CURRENT),
+    )
 
 
 def manifest_stream(digest: OciDigest) -> str:

@@ -7,43 +7,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from composefsd.digests import Algorithm, ObjectId
-from composefsd.erofs.format import FormatVersion
 from composefsd.errors import FormatError
-from composefsd.oci.storage import ComposefsImage, ImageKind
+from composefsd.oci.storage import ComposefsImage
+from composefsd.operations.expected import Hunt, Outcome
 from composefsd.operations.facts import Facts
 from composefsd.operations.layers import StoredLayer
 from composefsd.operations.progress import Progress, Stage
+from composefsd.operations.search import MAX_WANTED
+from composefsd.operations.variants import ImageOrder
 from composefsd.repository import Repository
 from composefsd.repository.links import ensure_directory
-from composefsd.tree.normative import XattrMode
 from composefsd.workers.pool import Event, Worker, number
 
 IMAGER = "composefsd.operations.imaging"
 
 
 @dataclass(frozen=True, slots=True)
-class ImageOrder:
-    """A composefs image that is to be made."""
-
-    kind: ImageKind
-    format: FormatVersion
-    xattrs: XattrMode
-
-    def made(self, digest: ObjectId) -> ComposefsImage:
-        """The image, once it has a digest."""
-        return ComposefsImage(self.kind, self.format, self.xattrs, digest)
-
-    def values(self) -> dict[str, Any]:
-        """The order as the imager reads it."""
-        return {"kind": self.kind.value, "format": self.format.value, "xattrs": self.xattrs.value}
-
-
-@dataclass(frozen=True, slots=True)
 class Built:
-    """What an imager made."""
+    """What an imager made, and what came of the search for expected digests."""
 
     images: tuple[ComposefsImage, ...]
     facts: Facts
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def found(self) -> tuple[ComposefsImage, ...]:
+        """The images that the search has found, in the order of their files, which follow those of `images`."""
+        return tuple(outcome.image for outcome in self.outcomes if outcome.image is not None)
 
 
 def open_objects(repository: Repository) -> int:
@@ -91,13 +81,18 @@ async def build_images(
     files: tuple[int, ...] = (),
     algorithm: Algorithm | None = None,
     facts: bool = True,
+    hunt: Hunt | None = None,
 ) -> Built:
-    """Have images made, into `files` if there are any, else only measured; `algorithm` if not the repository's."""
+    """Have images made, into `files` if there are any, else only measured; `algorithm` if not the repository's.
+
+    With a hunt `files` has as many more as the hunt may need.
+    """
     algorithm = algorithm or repository.algorithm
     request = _request(repository, layers, orders) | {
         "algorithm": algorithm.value,
         "write": bool(files),
         "facts": facts,
+        "hunt": None if hunt is None else hunt.to_wire(),
     }
 
     def tell(event: Event) -> None:
@@ -114,7 +109,21 @@ async def build_images(
     if not isinstance(digests, list) or len(digests) != len(orders):
         raise FormatError("the imager did not make the images that it was asked for")
     images = (order.made(ObjectId.parse(str(hexes), algorithm)) for order, hexes in zip(orders, digests, strict=True))
-    return Built(tuple(images), Facts.from_wire(answer.get("facts")) if facts else Facts())
+    outcomes = _outcomes(answer.get("outcomes"), algorithm)
+    built = Built(tuple(images), Facts.from_wire(answer.get("facts")) if facts else Facts(), outcomes)
+    if len(built.found) > (0 if hunt is None else hunt.most):
+        raise FormatError("the imager has found more than it was to search for")
+    return built
+
+
+def _outcomes(value: object, algorithm: Algorithm) -> tuple[Outcome, ...]:
+    """What the imager says about its search.  Raises FormatError, LimitExceededError."""
+    if not isinstance(value, list) or len(value) > MAX_WANTED:
+        raise FormatError("the imager does not say what came of its search")
+    outcomes = tuple(map(Outcome.from_wire, value))
+    if any(one.wanted.algorithm is not algorithm for one in outcomes):
+        raise FormatError("the imager has searched for a digest of another hash")
+    return outcomes
 
 
 async def dump_image(

@@ -162,7 +162,7 @@ async def _make_image(repository: Repository, digest: OciDigest) -> list[Finding
         return []
     count = _Count()
     try:
-        orders = [ImageOrder(one.kind, one.format, one.xattrs) for one in stored.images]
+        orders = [ImageOrder.of(one) for one in stored.images]
         layers = stored_layers(stored)
         async with imaging_worker(repository) as imager:
             built = await build_images(imager, repository, layers, orders, progress=count, facts=False)

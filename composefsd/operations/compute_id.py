@@ -16,6 +16,7 @@ from composefsd.operations.progress import Silent
 from composefsd.operations.sources import Reading, Source, copy, dump_oci, pull_into, read, scratch
 from composefsd.tree import dumpfile
 from composefsd.tree.normative import XattrMode
+from composefsd.tree.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,11 @@ class Question:
     algorithm: Algorithm = Algorithm.SHA512
     xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY
     as_is: bool = False
+    profile: Profile = Profile.CURRENT
 
     @property
     def reading(self) -> Reading:
-        return Reading(self.algorithm, self.bootable, self.xattrs, self.as_is)
+        return Reading(self.algorithm, self.bootable, self.xattrs, self.as_is, self.profile)
 
     def check(self) -> None:
         """Raises InvalidArgumentsError for what can be seen to be wrong without reading anything."""
@@ -79,6 +81,6 @@ async def _of_oci(question: Question, reference: Reference) -> ObjectId:
     with scratch(question.algorithm) as host:
         image = await pull_into(host, reference)
         kinds = frozenset({question.reading.kind})
-        request = GenerateRequest(kinds, question.version, xattrs=question.xattrs)
+        request = GenerateRequest(kinds, question.version, xattrs=question.xattrs, profile=question.profile)
         (made,) = await generate.compute_digest(host, image, request, Silent())
         return made.digest

@@ -22,6 +22,7 @@ from composefsd.operations.sources import Reading, Source, SourceKind, read, sta
 from composefsd.tree import dumpfile
 from composefsd.tree.difference import Aspect, Change, Difference, Side, compare
 from composefsd.tree.normative import XattrMode
+from composefsd.tree.profile import Profile
 from composefsd.tree.table import Tree
 
 
@@ -44,6 +45,7 @@ class Wanted:
     algorithm: Algorithm | None = None
     xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY
     as_is: bool = False
+    profile: Profile = Profile.CURRENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def choose(subjects: Sequence[Subject], wanted: Wanted) -> tuple[Reading, Format
     algorithms = [wanted.algorithm, *(one.algorithm for one in ranked), Algorithm.SHA512]
     version = next(one for one in versions if one is not None)
     algorithm = next(one for one in algorithms if one is not None)
-    return Reading(algorithm, wanted.bootable, wanted.xattrs, wanted.as_is), version
+    return Reading(algorithm, wanted.bootable, wanted.xattrs, wanted.as_is, wanted.profile), version
 
 
 def load(subject: Subject, reading: Reading, version: FormatVersion) -> Loaded:

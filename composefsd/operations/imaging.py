@@ -6,27 +6,28 @@ daemon opened.  Whoever takes such a file in computes its digest again.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 from composefsd import verity
-from composefsd.boot.transform import make_boot
+from composefsd.boot.resources import ResourceType
 from composefsd.digests import Algorithm
 from composefsd.erofs import writer
-from composefsd.erofs.format import FormatVersion
 from composefsd.errors import FormatError, LimitExceededError, ObjectMissingError
 from composefsd.linux.reading import pread_all
 from composefsd.linux.writing import write_all
-from composefsd.oci.storage import STREAM_BYTES, ImageKind
+from composefsd.oci.storage import STREAM_BYTES
 from composefsd.operations.facts import gather
+from composefsd.operations.search import MAX_WANTED, Claim, Search
+from composefsd.operations.transformed import BOOT, NORMATIVE, Trees
+from composefsd.operations.variants import ImageOrder
 from composefsd.splitstream.format import ContentType
 from composefsd.splitstream.reader import Splitstream
 from composefsd.tree import dumpfile
 from composefsd.tree.layer import LayerTable
 from composefsd.tree.merge import apply_layer
-from composefsd.tree.normative import XattrMode, make_normative
 from composefsd.tree.table import Tree
 from composefsd.tree.tar import parse_layer
 from composefsd.workers.serve import Call, Task
@@ -187,19 +188,6 @@ class _Rehashed:
         return known
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """An image that is asked for."""
-
-    kind: ImageKind
-    format: FormatVersion
-    xattrs: XattrMode
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Self:
-        return cls(ImageKind(values["kind"]), FormatVersion(values["format"]), XattrMode(values["xattrs"]))
-
-
 def merge(call: Call, objects: Objects, source: _Source, algorithm: Algorithm) -> Tree:
     """The merged tree of the layers in `call`, frozen, with digests as `source` translates them."""
     tree = Tree(algorithm)
@@ -227,56 +215,89 @@ def _emit(fd: int | None, pieces: Iterator[bytes], algorithm: Algorithm) -> str:
 
 
 def build(call: Call) -> dict[str, Any]:
-    """Make composefs images of an OCI image.
+    """Make composefs images of an OCI image, and search its variants for digests that are expected.
 
     fds: `objects/`; a columns and a digests memfd for each of `layers` that has `columns` and `digests` (their sizes
-    in bytes) instead of `stream`; then a file for each of `images` if `write` is set.  args: `repository_algorithm`,
-    `algorithm`, `layers`, `images` (kind, format, xattrs), `write`, `facts`.  Answers with `digests`, and with
-    `facts` if they are asked for.
+    in bytes) instead of `stream`; then, if `write` is set, a file for each of `images`, and as many as may be needed
+    for what the search finds.  args: `repository_algorithm`, `algorithm`, `layers`, `images` (as `ImageOrder.values`
+    gives them), `write`, `facts`, `hunt` (as `Hunt.to_wire`, or None).  Answers with `digests`, with `facts` if they
+    are asked for, and with `outcomes`; a file for each outcome that has found a variant.
     """
     trees, source, algorithm = _merged(call)
-    wanted = [_Wanted.read(values) for values in call.args["images"]]
-    outputs = iter(call.fds[len(call.fds) - len(wanted) :] if call.args["write"] else ())
-    digests = [_emit(next(outputs, None), writer.write(trees.get(one), one.format), algorithm) for one in wanted]
-    facts = None
-    if call.args["facts"]:
-        boot = partial(trees.get, _Wanted(ImageKind.BOOT, FormatVersion.V1, XattrMode.ALLOWLIST_ONLY))
-        facts = gather(trees.get(_NORMATIVE), source.read, source.read_range, boot)
-    return {"digests": digests, "facts": facts}
+    wanted = [ImageOrder.read(values) for values in call.args["images"]]
+    passed = sum(2 for layer in call.args["layers"] if "columns" in layer)
+    outputs = iter(call.fds[1 + passed :] if call.args["write"] else ())
+    making = _Making(trees, algorithm)
+    digests = [making.digest(one, next(outputs, None)) for one in wanted]
+    hunt, facts = call.args["hunt"], None
+    if call.args["facts"] or hunt:
+        facts = gather(trees.get(NORMATIVE), source.read, source.read_range, partial(trees.get, BOOT))
+    outcomes = _search(making, source, hunt, digests, facts, outputs) if hunt else []
+    return {"digests": digests, "facts": facts if call.args["facts"] else None, "outcomes": outcomes}
 
 
-_NORMATIVE: Final = _Wanted(ImageKind.NORMATIVE, FormatVersion.V1, XattrMode.ALLOWLIST_ONLY)
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """Makes images of trees."""
+
+    trees: Trees
+    algorithm: Algorithm
+
+    def digest(self, order: ImageOrder, fd: int | None = None) -> str:
+        """The digest of an image, which is written if there is a file for it."""
+        if fd is None:
+            return self.trees.digest(order, partial(self._emit, order, None))
+        digest = self._emit(order, fd)
+        return self.trees.digest(order, lambda: digest)
+
+    def _emit(self, order: ImageOrder, fd: int | None) -> str:
+        return _emit(fd, writer.write(self.trees.get(order), order.format), self.algorithm)
 
 
-class _Trees:
-    """The transformed trees of one merged tree, each made once: formats share them."""
+def _search(
+    making: _Making,
+    source: _Source,
+    hunt: Mapping[str, Any],
+    digests: Sequence[str],
+    facts: dict[str, Any] | None,
+    outputs: Iterator[int],
+) -> list[dict[str, Any]]:
+    """Search for what is expected and not there, and write what was found and is not there."""
+    orders = [ImageOrder.read(values) for values in hunt["orders"]]
+    search = Search(making.trees, source.read, orders, making.digest)
+    there = {*digests, *hunt["held"]}
+    outcomes = []
+    for claim in _claims(hunt, facts, making.algorithm)[:MAX_WANTED]:
+        if claim.digest not in there:
+            outcome = search.find(claim)
+            fd = next(outputs, None) if outcome["found"] else None
+            if fd is not None:
+                making.digest(ImageOrder.read(outcome["found"]), fd)
+            outcomes.append(outcome)
+    return outcomes
 
-    def __init__(self, merged: Tree, read: Callable[[bytes, int], bytes]) -> None:
-        self._merged = merged
-        self._read = read
-        self._made: dict[tuple[ImageKind, XattrMode], Tree] = {}
 
-    def get(self, wanted: _Wanted) -> Tree:
-        """The tree of an image that is asked for."""
-        key = (wanted.kind, wanted.xattrs)
-        if key not in self._made:
-            self._made[key] = self._make(*key)
-        return self._made[key]
+def _claims(hunt: Mapping[str, Any], facts: dict[str, Any] | None, algorithm: Algorithm) -> list[Claim]:
+    """What to search for, each digest once: what the caller expects, then what UKIs of the image claim.
 
-    def _make(self, kind: ImageKind, mode: XattrMode) -> Tree:
-        if kind is ImageKind.BOOT:
-            return make_boot(self.get(_Wanted(ImageKind.NORMATIVE, FormatVersion.V1, mode)), self._read)
-        tree = self._merged.fork()
-        make_normative(tree, mode)
-        return tree
+    For a digest that no UKI claims, a dumpfile beside any of them will do.
+    """
+    claimed: dict[str, list[str]] = {digest: [] for digest in hunt["digests"]}
+    ukis = [one for one in (facts["resources"] if facts else ()) if one["type"] == ResourceType.UKI]
+    for uki in ukis:
+        for digest in uki["claims"]:
+            if len(digest) == 2 * algorithm.digest_bytes and (digest in claimed or hunt["claims"]):
+                claimed.setdefault(digest, []).append(uki["path"])
+    anywhere = [uki["path"] for uki in ukis]
+    return [Claim(digest, tuple(paths or anywhere), digest in hunt["digests"]) for digest, paths in claimed.items()]
 
 
-def _merged(call: Call) -> tuple[_Trees, _Source, Algorithm]:
+def _merged(call: Call) -> tuple[Trees, _Source, Algorithm]:
     """The trees that a call is about, where their objects are, and the algorithm of their digests."""
     algorithm = Algorithm(call.args["algorithm"])
     objects = Objects(call.fds[0], Algorithm(call.args["repository_algorithm"]))
     source: _Source = objects if algorithm is objects.algorithm else _Rehashed(objects, algorithm)
-    return _Trees(merge(call, objects, source, algorithm), source.read), source, algorithm
+    return Trees(merge(call, objects, source, algorithm), source.read), source, algorithm
 
 
 def dump(call: Call) -> dict[str, Any]:
@@ -287,7 +308,7 @@ def dump(call: Call) -> dict[str, Any]:
     trees, _, _ = _merged(call)
     left = limit = call.args["limit_bytes"]
     with os.fdopen(os.dup(call.fds[-1]), "wb") as file:
-        for line in dumpfile.serialize(trees.get(_Wanted.read(call.args["images"][0]))):
+        for line in dumpfile.serialize(trees.get(ImageOrder.read(call.args["images"][0]))):
             if limit is not None:
                 left -= len(line)
                 if left < 0:

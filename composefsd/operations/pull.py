@@ -10,7 +10,6 @@ from composefsd.oci.resolve import find_image
 from composefsd.oci.store import check_tag
 from composefsd.oci.transport import open_source
 from composefsd.oci.transport.source import Source
-from composefsd.operations.build import ImageOrder
 from composefsd.operations.facts import add_reference
 from composefsd.operations.generate import STORER, ImageMaker, Made, commit, imaging_worker
 from composefsd.operations.host import Host
@@ -18,6 +17,7 @@ from composefsd.operations.images import check_name
 from composefsd.operations.layers import UNPACKER, LayerFetcher, Tally
 from composefsd.operations.model import PullRequest, PullResult
 from composefsd.operations.progress import Progress, Stage
+from composefsd.operations.variants import ImageOrder
 from composefsd.repository import Repository
 from composefsd.tree.normative import XattrMode
 from composefsd.workers.pool import Worker, worker
@@ -25,6 +25,9 @@ from composefsd.workers.pool import Worker, worker
 
 async def pull(host: Host, request: PullRequest, progress: Progress) -> PullResult:
     """Pull an image and make its composefs images, or pull an artifact, which has none.
+
+    If the boot image is asked for, and UKIs of the image name another digest, the variant that has it is made, too.
+    That there is none does not make the pull fail.
 
     A layer gets its name as soon as it is complete, so that an attempt after a failure does not read it again; the
     image gets its names at the end.  Raises the errors of the source, of its formats and of the repository.
@@ -48,6 +51,7 @@ async def pull(host: Host, request: PullRequest, progress: Progress) -> PullResu
     return PullResult(
         content.manifest.digest, content.config.digest, name, made.images,
         bytes_fetched=tally.done, bytes_reused=tally.reused, objects_added=tally.objects_added + made.objects_added,
+        notes=tuple(one.text() for one in made.outcomes),
     )  # fmt: skip
 
 

@@ -177,7 +177,7 @@ class Restorer:
         self, layers: list[StoredLayer], lost: list[ComposefsImage], keep: ExitStack
     ) -> tuple[list[ComposefsImage], list[int]]:
         """Make images again; those that come out as they were, and their files."""
-        orders = [ImageOrder(one.kind, one.format, one.xattrs) for one in lost]
+        orders = [ImageOrder.of(one) for one in lost]
         async with imaging_worker(self.repository) as imager:
             with temporary_files(self.repository, len(orders)) as files:
                 built = await build_images(

@@ -37,6 +37,7 @@ from composefsd.operations.progress import Silent
 from composefsd.operations.pull import pull
 from composefsd.tree import dumpfile
 from composefsd.tree.normative import XattrMode, make_normative
+from composefsd.tree.profile import Profile
 from composefsd.tree.table import Kind, Tree
 
 STDIN: Final = "-"
@@ -61,6 +62,13 @@ class Reading:
     bootable: bool = False
     xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY
     as_is: bool = False
+    profile: Profile = Profile.CURRENT  # of the boot image
+
+    @property
+    def order(self) -> ImageOrder:
+        """The image whose tree this is; the tree is that of any format."""
+        profile = self.profile if self.bootable else Profile.CURRENT
+        return ImageOrder(self.kind, FormatVersion.V1, self.xattrs, profile)
 
     @property
     def kind(self) -> ImageKind:
@@ -142,10 +150,10 @@ def _read_directory(text: str, reading: Reading) -> Tree:
     path = Path(text).resolve() if text.endswith("/") else Path(text)
     tree = scan(path, reading.algorithm)
     if not reading.as_is:
-        make_normative(tree, reading.xattrs)
+        make_normative(tree, reading.xattrs, reading.order.profile)
     if not reading.bootable:
         return tree
-    return make_boot(tree, _Files(path, tree).read, check_resources=False)
+    return make_boot(tree, _Files(path, tree).read, check_resources=False, profile=reading.profile)
 
 
 class _Files:
@@ -205,8 +213,7 @@ async def dump_oci(reference: Reference, reading: Reading, file: int) -> None:
     """Write the dumpfile of an OCI image into a file."""
     with scratch(reading.algorithm) as host:
         image = await pull_into(host, reference)
-        order = ImageOrder(reading.kind, FormatVersion.V1, reading.xattrs)  # the tree is that of any format
-        await generate.dump(host, image, order, file)
+        await generate.dump(host, image, reading.order, file)
 
 
 def copy(source: BinaryIO, out: BinaryIO) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from composefsd.client.cli import main
-from composefsd.client.diff_lines import line, record, rows
 from composefsd.client.exits import Exit
 from composefsd.client.schema import describe
+from composefsd.operations.difference_lines import line, record, rows
 from composefsd.tree.difference import Aspect, Change, Changed, Only, Side
 from composefsd.tree.table import Kind
 
