@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from composefsd.boot import cmdline
 from composefsd.deploy import entries, loader, names, payload, persistent
 from composefsd.deploy.entries import Found
 from composefsd.deploy.places import Places
@@ -71,8 +72,21 @@ def _seen(places: Places, record: Deployment, present: Sequence[Found]) -> Deplo
     left = -1 if entry.name.left is None else entry.name.left
     done = -1 if entry.name.left is None else entry.name.done or 0
     return replace(
-        record, state=state, problems=tuple(problems), entry=entry.file_name, tries_left=left, tries_done=done
+        record,
+        state=state,
+        problems=tuple(problems),
+        entry=entry.file_name,
+        tries_left=left,
+        tries_done=done,
+        options=_options(entry),
     )
+
+
+def _options(found: Found) -> str | None:
+    """The command line that an entry gives a kernel; None if it starts a UKI, or no loader can read it."""
+    if found.entry is None or found.entry.value("linux") is None:
+        return None
+    return found.entry.options
 
 
 def _problems(places: Places, record: Deployment, entry: Found | None) -> list[str]:
@@ -112,10 +126,11 @@ def _adopted(places: Places, found: Found) -> Deployment | None:
         title=entries.one_line(found.entry.value("title") or ""),
         entry=found.file_name,
         entry_text=(found.data or b"").decode(),
-        kernel_arguments=tuple(found.entry.options.split()) if type1 else (),
+        kernel_arguments=tuple(cmdline.split(found.entry.options)) if type1 else (),
         files=files,
         state_existed=True,
         problems=("the journal has no record of it",),
+        options=_options(found),
     )
 
 

@@ -33,6 +33,12 @@ PAYLOAD_PATH: Final = re.compile(
 )
 """The only paths of payload that we ever write or remove."""
 
+SHARED_ADDON_PREFIX: Final = "0-global-"
+"""Put before the name of an addon that an image has for all its UKIs.
+
+systemd-stub loads the addons for all UKIs first, and those of one directory by name: so they stay in front.
+"""
+
 _STEM: Final = re.compile(r"composefsd-([a-z0-9_]{1,24})-([0-9]{6,9})-([0-9a-f]{12})")
 
 
@@ -88,9 +94,13 @@ def kernel_path(boot_digest: str) -> str:
     return f"{KERNEL_DIRECTORY}/{payload_stem(boot_digest)}/vmlinuz"
 
 
-def initrd_path(boot_digest: str) -> str:
-    """Where its initrd lies."""
-    return f"{KERNEL_DIRECTORY}/{payload_stem(boot_digest)}/initrd"
+def initrd_path(boot_digest: str, number: int = 1) -> str:
+    """Where its initrd lies; of several the one with this number, from 1.
+
+    The number stands in front, as no path may be the beginning of another: entries are searched for them.
+    """
+    name = "initrd" if number == 1 else f"{number}-initrd"
+    return f"{KERNEL_DIRECTORY}/{payload_stem(boot_digest)}/{name}"
 
 
 def ancestors(directories: Iterable[str]) -> set[str]:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from composefsd.boot.cmdline import Spelling
 from composefsd.deploy import names
-from composefsd.deploy.draft import Draft, lay_out
+from composefsd.deploy.draft import Draft, bounded, lay_out
 from composefsd.deploy.entries import entry_text, menu_title, one_line
 from composefsd.deploy.loader import Loader
 from composefsd.deploy.payload import PlannedFile
@@ -29,6 +30,7 @@ __all__ = [
     "Request",
     "Survey",
     "Uki",
+    "bounded",
     "lay_out",
     "make_plan",
 ]
@@ -136,7 +138,8 @@ class Plan:
 def make_plan(request: Request, draft: Draft, survey: Survey) -> Plan:
     """The plan for a draft on this machine."""
     if survey.existing is not None and not survey.broken:
-        return Plan(request, survey.boot, survey.existing, survey.space, draft.reasons, exists=True)
+        reasons = (*draft.reasons, *_differences(request, draft, survey.existing))
+        return Plan(request, survey.boot, survey.existing, survey.space, reasons, exists=True)
     deployment = _record(request, draft, survey)
     missing = [file for file in draft.files if file.path not in survey.present]
     grown = {parent(file.path)[0] for file in missing} | {names.ENTRIES}
@@ -155,6 +158,23 @@ def make_plan(request: Request, draft: Draft, survey: Survey) -> Plan:
         needed_bytes=sum(map(survey.space.rounded, sizes)) + directories,
         creates_state=survey.state is Layout.MISSING,
     )
+
+
+def _differences(request: Request, draft: Draft, existing: Deployment) -> Iterator[str]:
+    """Against a caller whose choice or kernel arguments would be passed over: the boot image is deployed with others.
+
+    Of another file in the same place only the size can tell here.
+    """
+    if request.type not in (None, existing.type) or (request.chosen and _contents(draft) != _contents(existing)):
+        yield "it is deployed already, with something else of the image that boots"
+        return
+    asks = request.kernel_arguments or request.removed_arguments or request.spelling is not Spelling.AUTO
+    if (asks or request.chosen) and draft.kernel_arguments != existing.kernel_arguments:
+        yield f"it is deployed already, with other kernel arguments: {' '.join(existing.kernel_arguments)}"
+
+
+def _contents(draft: Draft | Deployment) -> set[tuple[str, int]]:
+    return {(file.path, file.size) for file in draft.files}
 
 
 def _record(request: Request, draft: Draft, survey: Survey) -> Deployment:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from composefsd.boot.cmdline import Spelling
 from composefsd.deploy.persistent import Directory
-from composefsd.deploy.state import VerityPolicy
+from composefsd.deploy.state import DeploymentType, VerityPolicy
 from composefsd.digests import ObjectId, OciDigest
 
 
@@ -26,11 +27,15 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Addon:
-    """An addon of a UKI, by its file name; command_line is what it appends to that of the UKI."""
+    """An addon of a UKI, by its file name; command_line is what it appends to that of the UKI.
+
+    shared tells that it is the image's addon for all UKIs, not this one's alone.
+    """
 
     name: str
     content: Content
     command_line: str = ""
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +50,16 @@ class Uki:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A kernel with its initrd, if it has one; options are the kernel arguments that the image asks for."""
+    """A kernel with its initrds, in the order in which they are loaded.
+
+    defaults are the kernel arguments that the image asks for on any kernel, options those for this one.
+    """
 
     path: str
     content: Content
-    initrd: Content | None
+    initrds: tuple[Content, ...]
     options: str = ""
+    defaults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,9 @@ class Request:
     has none or several, and `reasons` then says so; a reason is one line.  sealed tells whether the repository has
     fs-verity.  kernel_digest is the SHA-256 of kernel and initrd, if known.  etc and var describe the directories of
     the boot image.  tag is the repository's tag that keeps the image, reference the transport's name of its source.
+    kernel_arguments are to be added to those of a Kernel, after removed_arguments were taken from what the image asks
+    for; spelling is how its argument names the image.  type is the one that the caller wants, if any; chosen tells
+    that the caller has named the payload.
     """
 
     images: tuple[BootImage, ...]
@@ -74,6 +86,10 @@ class Request:
     title: str = ""
     os_version: str = ""
     kernel_arguments: tuple[str, ...] = ()
+    removed_arguments: tuple[str, ...] = ()
+    spelling: Spelling = Spelling.AUTO
+    type: DeploymentType | None = None
+    chosen: bool = False
     kernel_digest: str = ""
     etc: Directory = field(default_factory=Directory)
     var: Directory = field(default_factory=Directory)

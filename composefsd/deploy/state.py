@@ -92,6 +92,7 @@ class Deployment:
     its kernel command line may mount.  entry is the name of the boot entry: without counters in the journal, as it is
     on the partition in a scan.  files leave the entry out.  tag is the repository's tag that keeps the image.
     manifest_digest is None, and other fields are empty, where the journal was lost and only the entry is known.
+    options is the command line that the entry gives a kernel, None if it gives none: a UKI carries its own.
     """
 
     id: str
@@ -121,6 +122,7 @@ class Deployment:
     tries_left: int = -1
     tries_done: int = -1
     problems: tuple[str, ...] = ()
+    options: str | None = None
 
     def known_as(self, digest: str | None) -> bool:
         """Whether a boot image of this digest (hexadecimal) is this deployment's."""

@@ -42,7 +42,7 @@ _OWN_SYSROOTS: Final = (Path("/"), Path("/sysroot"))
 Needed = Mapping[str, Sequence[str]]
 """What deployments need, as the deployer tells it."""
 
-_BOOT: Final = GenerateRequest(frozenset({ImageKind.BOOT}))
+_BOOT: Final = GenerateRequest(frozenset({ImageKind.BOOT}), claims=True)
 
 
 async def plan_deploy(host: Host, image: OciDigest, request: DeployRequest, progress: Progress) -> Plan:
@@ -165,7 +165,7 @@ async def _order(
     partitions(host)  # to fail before any work is done
     async with host.reading() as repository:
         stored = load_image(repository, image)
-        stored.require_image()
+        config = stored.require_image().config
         facts = await image_facts(host, repository, stored)
         held = [
             BootImageFact(one.digest, one.format, repository.has_image(one.digest.digest))
@@ -188,6 +188,7 @@ async def _order(
         facts=facts,
         sealed=sealed,
         request=request,
+        architecture=config.platform.architecture,
     )
 
 

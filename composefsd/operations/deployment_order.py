@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
 from composefsd import deploy as room
-from composefsd.boot.resources import ResourceType
-from composefsd.deploy.plan import Addon, BootImage, Content, Kernel, Uki
+from composefsd.deploy.plan import BootImage
+from composefsd.deploy.state import DeploymentType
 from composefsd.digests import ObjectId, OciDigest
 from composefsd.erofs.format import FormatVersion
-from composefsd.operations.facts import BootFact, DirectoryFact, Facts, FileFact
+from composefsd.operations.facts import DirectoryFact, Facts, FileFact
 from composefsd.operations.model import DeployRequest, PayloadType
+from composefsd.operations.payloads import choose
 
 DEPLOYMENT_TAG: Final = "deployment/"
 """Names under this prefix keep the images of deployments; they are not shown, and nobody else may give them."""
@@ -18,6 +19,12 @@ DEPLOYMENT_TAG: Final = "deployment/"
 DEPLOYMENT_REFS: Final = "composefsd-deployed"
 """Refs below `images/refs` that keep the boot images of deployments, whatever another tool makes of the configs that
 name them."""
+
+_TYPES: Final = {
+    PayloadType.AUTO: None,
+    PayloadType.UKI: DeploymentType.UKI,
+    PayloadType.TYPE1: DeploymentType.TYPE1,
+}
 
 
 def deployment_tag(image: OciDigest) -> str:
@@ -36,7 +43,10 @@ class BootImageFact:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentOrder:
-    """An image to deploy, with all that planning has to know of it; images has at least one, the default first."""
+    """An image to deploy, with all that planning has to know of it; images has at least one, the default first.
+
+    architecture is OCI's name of the image's, empty if its config tells none.
+    """
 
     manifest_digest: OciDigest
     reference: str
@@ -44,6 +54,7 @@ class DeploymentOrder:
     facts: Facts
     sealed: bool
     request: DeployRequest
+    architecture: str = ""
 
     @property
     def tag(self) -> str:
@@ -59,6 +70,7 @@ class DeploymentOrder:
             "facts": asdict(self.facts),
             "sealed": self.sealed,
             "request": asdict(self.request),
+            "architecture": self.architecture,
         }
 
     @classmethod
@@ -74,6 +86,7 @@ class DeploymentOrder:
             Facts.from_wire(values["facts"]),
             values["sealed"],
             DeployRequest.from_wire(values["request"]),
+            values["architecture"],
         )
 
     def contents(self) -> Iterator[FileFact]:
@@ -83,11 +96,11 @@ class DeploymentOrder:
 
     def for_room(self) -> room.Request:
         """The request as the deploy room takes it; what cannot be decided stands in its reasons."""
-        payload, reasons = self._choose()
         facts = self.facts
+        choice = choose(facts, self.request, self.architecture)
         return room.Request(
             images=tuple(BootImage(one.digest, one.format.value, one.stored) for one in self.images),
-            payload=payload,
+            payload=choice.payload,
             manifest_digest=self.manifest_digest,
             tag=self.tag,
             sealed=self.sealed,
@@ -97,50 +110,14 @@ class DeploymentOrder:
             title=" ".join(filter(None, (facts.title, "" if facts.os_version in facts.title else facts.os_version))),
             os_version=facts.os_version,
             kernel_arguments=self.request.kargs,
+            removed_arguments=self.request.kargs_delete,
+            spelling=self.request.karg_form,
+            type=_TYPES[self.request.type],
+            chosen=self.request.payload is not None or self.request.uki is not None,
             etc=_directory(facts.etc),
             var=_directory(facts.var),
-            reasons=(*facts.reasons, *reasons),
+            reasons=(*facts.reasons, *choice.reasons),
         )
-
-    def _choose(self) -> tuple[Uki | Kernel | None, tuple[str, ...]]:
-        """The one payload that the options leave, or why there is not exactly one."""
-        wanted = self.request.type
-        ukis = [one for one in self._usable(ResourceType.UKI) if self.request.uki in (None, one.path)]
-        kernels = [one for one in self._usable(ResourceType.KERNEL) if len(one.files) > 1]
-        if self.request.uki is not None and not ukis:
-            return None, (f"the image has no UKI {self.request.uki} that can be used",)
-        if ukis and wanted is not PayloadType.TYPE1:
-            return self._only(ukis, "UKIs; name one with the option uki", self._uki)
-        if kernels and wanted is not PayloadType.UKI:
-            return self._only(kernels, "kernels, and only one can be deployed", _kernel)
-        return None, () if self.facts.reasons else (f"the image has nothing of the type {wanted.value} to boot",)
-
-    def _usable(self, kind: ResourceType) -> list[BootFact]:
-        return [one for one in self.facts.resources if one.type == kind and not one.problem]
-
-    @staticmethod
-    def _only(found: list[BootFact], what: str, make: Any) -> tuple[Uki | Kernel | None, tuple[str, ...]]:
-        if len(found) > 1:
-            paths = ", ".join(one.path for one in found)
-            return None, (f"the image has {len(found)} {what}: {paths}",)
-        return make(found[0]), ()
-
-    def _uki(self, fact: BootFact) -> Uki:
-        addons = (
-            Addon(addon.path.rpartition("/")[2], _content(addon.files[0]), " ".join(addon.command_lines))
-            for addon in self._usable(ResourceType.ADDON)
-            if addon.path.startswith(f"{fact.path}.extra.d/")
-        )
-        return Uki(fact.path, _content(fact.files[0]), fact.command_lines, tuple(addons))
-
-
-def _kernel(fact: BootFact) -> Kernel:
-    kernel, initrd = fact.files[:2]
-    return Kernel(fact.path, _content(kernel), _content(initrd))
-
-
-def _content(file: FileFact) -> Content:
-    return Content(file.path, file.size_bytes)
 
 
 def _directory(fact: DirectoryFact) -> room.Directory:

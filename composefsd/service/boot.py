@@ -7,6 +7,7 @@ from typing import Annotated
 
 from dbus_next import Variant
 
+from composefsd.boot.cmdline import Spelling
 from composefsd.digests import OciDigest
 from composefsd.operations.deploy import deploy, plan_deploy
 from composefsd.operations.model import DeployRequest, PayloadType, VerityPolicy
@@ -25,16 +26,23 @@ Deployments = Annotated[list[tuple[str, str, str, dict[str, Variant]]], "a(ssoa{
 _VERITY = word("verity", VerityPolicy)
 _TYPE = word("type", PayloadType)
 _UKI = text("uki")
+_PAYLOAD = text("payload")
 _KARGS = texts("kargs")
+_KARGS_DELETE = texts("kargs-delete")
+_KARG_FORM = word("karg-form", Spelling)
 
 
 def _deploy_request(options: ASV) -> tuple[DeployRequest, JobKeys]:
-    given = Options(options, _VERITY, _TYPE, _UKI, _KARGS, *JOB_OPTIONS)
+    known = (_VERITY, _TYPE, _UKI, _PAYLOAD, _KARGS, _KARGS_DELETE, _KARG_FORM)
+    given = Options(options, *known, *JOB_OPTIONS)
     request = DeployRequest(
-        given.get(_VERITY, VerityPolicy.REQUIRE),
-        given.get(_TYPE, PayloadType.AUTO),
-        given.get(_UKI, None),
-        given.get(_KARGS, ()),
+        verity=given.get(_VERITY, VerityPolicy.REQUIRE),
+        type=given.get(_TYPE, PayloadType.AUTO),
+        uki=given.get(_UKI, None),
+        kargs=given.get(_KARGS, ()),
+        payload=given.get(_PAYLOAD, None),
+        kargs_delete=given.get(_KARGS_DELETE, ()),
+        karg_form=given.get(_KARG_FORM, Spelling.AUTO),
     )
     return request, job_keys(given)
 
@@ -64,6 +72,7 @@ class Boot(Served, interface=names.BOOT):
             "plan": variant("a(sst)", plan.actions),
             "space": variant("(ttt)", (plan.space.free_bytes, plan.needed_bytes, plan.free_after_bytes)),
             "boot-digest": variant("s", str(plan.deployment.boot_digest)),
+            "kernel-arguments": variant("as", plan.deployment.kernel_arguments),
             "objections": variant("as", plan.objections),
         }
 

@@ -82,9 +82,9 @@ def uki_request(digest: str, **changes: object) -> Request:
 
 
 def kernel_request(digest: str) -> Request:
-    names = f"kernel {digest}", f"initrd {digest}"
-    kernel, initrd = (Content(name, len(content(name))) for name in names)
-    return uki_request(digest, payload=Kernel("/usr/lib/modules/6.12", kernel, initrd, "quiet"))
+    names = f"kernel {digest}", f"initrd {digest}", f"2-initrd {digest}"
+    kernel, *initrds = (Content(name, len(content(name))) for name in names)
+    return uki_request(digest, payload=Kernel("/usr/lib/modules/6.12", kernel, tuple(initrds), "quiet"))
 
 
 def addon_request(digest: str) -> Request:
@@ -98,8 +98,8 @@ def source_names(wanted: Request) -> list[str]:
     match wanted.payload:
         case Uki(content=main, addons=addons):
             return [main.source, *(addon.content.source for addon in addons)]
-        case Kernel(content=main, initrd=initrd):
-            return [main.source, *([initrd.source] if initrd else [])]
+        case Kernel(content=main, initrds=initrds):
+            return [main.source, *(initrd.source for initrd in initrds)]
     return []
 
 
@@ -235,7 +235,8 @@ def check_invariant(machine: Machine) -> None:
         for path in paths:
             data = (machine.esp / path.lstrip("/")).read_bytes()
             digest = path.partition("bootc_composefs-")[2][:128]
-            kind = {"vmlinuz": "kernel", "initrd": "initrd"}.get(Path(path).name, "uki")
+            name = Path(path).name
+            kind = {"vmlinuz": "kernel"}.get(name, name if name.endswith("initrd") else "uki")
             assert data == content(f"{kind} {digest}")
             with Volume.open(machine.sysroot) as sysroot:
                 assert persistent.find(sysroot, digest) is Layout.OVERLAY
@@ -711,6 +712,14 @@ def test_a_lost_journal_is_made_up_for_by_the_partition(machine: Machine) -> Non
         assert seen.manifest_digest == made.manifest_digest
     machine.remove(A)
     assert [seen.id for seen in machine.list()] == [B]
+
+
+def test_quoted_arguments_of_an_entry_without_a_record_stay_whole(machine: Machine) -> None:
+    made = machine.deploy(replace(kernel_request(A), kernel_arguments=('dyndbg="file a.c +p"',)))
+    (machine.sysroot / state.JOURNAL / f"{A}.json").unlink()
+    (seen,) = machine.list()
+    assert seen.kernel_arguments == made.kernel_arguments
+    assert 'dyndbg="file a.c +p"' in seen.kernel_arguments
 
 
 # Listing

@@ -65,6 +65,13 @@ def test_payload_is_named_as_bootc_names_it() -> None:
     assert initrd_path(B) == f"EFI/Linux/bootc_composefs-{B}/initrd"
 
 
+def test_no_path_of_an_initrd_is_a_part_of_another() -> None:
+    paths = [initrd_path(B, number) for number in range(1, 17)]
+    assert paths[1].endswith("/2-initrd")
+    assert [(a, b) for a in paths for b in paths if a is not b and f"/{a}" in f"/{b}"] == []
+    assert all(PAYLOAD_PATH.fullmatch(path) for path in paths)
+
+
 def test_only_payload_has_a_payload_path() -> None:
     for path in (uki_path(B), addon_path(B, "a.addon.efi"), kernel_path(B), initrd_path(B)):
         assert PAYLOAD_PATH.fullmatch(path)

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from composefsd.boot.cmdline import ComposefsArgument
+from composefsd.boot.cmdline import ComposefsArgument, Spelling
 from composefsd.deploy.loader import Loader
 from composefsd.deploy.names import addon_path, initrd_path, kernel_path, uki_path
 from composefsd.deploy.persistent import Layout
@@ -38,7 +38,7 @@ def uki(*lines: str, addons: tuple[Addon, ...] = ()) -> Uki:
     return Uki("/boot/EFI/Linux/x.efi", Content("uki", 5 * MIB), lines or (f"quiet {line()}",), addons)
 
 
-KERNEL = Kernel("/usr/lib/modules/6.12", Content("kernel", MIB), Content("initrd", 2 * MIB), "console=ttyS0")
+KERNEL = Kernel("/usr/lib/modules/6.12", Content("kernel", MIB), (Content("initrd", 2 * MIB),), "console=ttyS0")
 
 
 def request(payload: Uki | Kernel | None = None, **changes: object) -> Request:
@@ -140,6 +140,45 @@ def test_an_image_named_by_the_options_of_the_image_gives_way() -> None:
     assert draft(request(inherited)).kernel_arguments == ("ro", line())
 
 
+def test_several_initrds_stand_in_their_order() -> None:
+    initrds = tuple(Content(name, MIB) for name in ("microcode", "main", "main"))
+    made = plan(request(replace(KERNEL, initrds=initrds)))
+    paths = [initrd_path(V1.hex, number) for number in (1, 2, 3)]
+    assert [(file.path, file.source) for file in made.files[1:]] == list(
+        zip(paths, ("microcode", "main", "main"), strict=True)
+    )
+    assert [line for line in made.deployment.entry_text.splitlines() if line.startswith("initrd")] == [
+        f"initrd     /{path}" for path in paths
+    ]
+    assert reasons(request(replace(KERNEL, initrds=initrds * 6))).count("18 initrds, where 16 are allowed") == 1
+
+
+def test_arguments_are_merged_and_the_image_is_named_last() -> None:
+    kernel = replace(
+        KERNEL, options=f"console=tty0 ro quiet composefs={V2.hex}", defaults=("console=tty0", "debug", "splash")
+    )
+    added = ("console=ttyS0", "console=tty0", "ro")
+    found = draft(request(kernel, kernel_arguments=added, removed_arguments=("quiet", "splash")))
+    assert found.kernel_arguments == ("debug", *added, line())
+    assert found.boots[-1] == ("options", f"debug console=ttyS0 console=tty0 ro {line()}")
+
+
+@pytest.mark.parametrize("unwanted", ["nothing", "console=tty9", "composefs", "composefs.digest=x", "a b", ""])
+def test_only_what_the_image_asks_for_can_be_left_out(unwanted: str) -> None:
+    assert reasons(request(KERNEL, removed_arguments=(unwanted,)))
+
+
+def test_an_argument_that_is_given_and_left_out_is_replaced() -> None:
+    wanted = request(KERNEL, removed_arguments=("console",), kernel_arguments=("console=tty1",))
+    assert draft(wanted).kernel_arguments == ("console=tty1", line())
+
+
+def test_the_caller_may_say_how_the_image_is_named() -> None:
+    assert draft(request(KERNEL, spelling=Spelling.LEGACY)).kernel_arguments[-1] == f"composefs={V1.hex}"
+    described = request(KERNEL, spelling=Spelling.DESCRIBED, images=(BootImage(V2, 2),))
+    assert draft(described).kernel_arguments[-1] == line(V2, 2)
+
+
 # Which boot image
 
 
@@ -182,6 +221,12 @@ def test_a_uki_without_a_command_line_is_refused() -> None:
     assert "names no composefs image" in reasons(request(replace(uki(), command_lines=())))
 
 
+def test_a_uki_that_names_no_image_is_refused_with_what_to_do() -> None:
+    assert "only who builds the UKI" in reasons(request(uki("quiet")))
+    below_usr = replace(uki("quiet"), path="/usr/lib/modules/6.12/x.efi")
+    assert "the digest covers /usr" in reasons(request(below_usr))
+
+
 def test_a_uki_that_names_only_a_format_that_is_not_stored_is_refused() -> None:
     images = (BootImage(V1, 1), BootImage(V2, 2, stored=False))
     assert "does not hold" in reasons(request(uki(line(V2, None)), images=images))
@@ -219,7 +264,8 @@ def test_kernel_arguments_are_one_token_each_and_name_no_image(argument: str) ->
 
 
 def test_kernel_arguments_cannot_be_added_to_a_uki() -> None:
-    assert "cannot be added to a UKI" in reasons(request(kernel_arguments=("quiet",)))
+    assert "cannot be changed in a UKI" in reasons(request(kernel_arguments=("quiet",)))
+    assert "cannot be changed in a UKI" in reasons(request(removed_arguments=("quiet",)))
 
 
 def test_a_line_break_in_quotes_does_not_reach_the_entry() -> None:
@@ -231,7 +277,7 @@ def test_an_open_quote_in_the_options_of_the_image_is_refused() -> None:
 
 
 def test_a_kernel_without_initrd_is_refused() -> None:
-    assert "no initrd" in reasons(request(replace(KERNEL, initrd=None)))
+    assert "no initrd" in reasons(request(replace(KERNEL, initrds=())))
 
 
 def test_an_image_without_payload_is_refused() -> None:
@@ -257,6 +303,54 @@ def test_an_addon_may_add_arguments_but_name_no_other_image() -> None:
     assert lay_out(request(uki(addons=(Addon("a.addon.efi", content, line()),)))).reasons == ()
     assert "another image" in reasons(request(uki(addons=(Addon("a.addon.efi", content, line(FOREIGN)),))))
     assert reasons(request(uki(addons=(Addon("a.addon.efi", content, "composefs=x"),))))
+
+
+def addon(name: str, text: str = "", *, shared: bool = False) -> Addon:
+    return Addon(name, Content(name, 1), text, shared)
+
+
+def test_addons_for_all_ukis_lie_beside_ours_and_come_first_as_the_stub_has_it() -> None:
+    addons = (
+        addon("0.addon.efi", "own"),
+        addon("z.addon.efi", "all", shared=True),
+        addon("a.addon.efi", shared=True),
+    )
+    found = draft(request(uki(addons=addons)))
+    names = ["0-global-a.addon.efi", "0-global-z.addon.efi", "0.addon.efi"]
+    assert [file.path for file in found.files[1:]] == [addon_path(V1.hex, name) for name in names]
+    assert found.kernel_arguments == ("quiet", line(), "all", "own")
+
+
+def test_equal_names_of_addons_for_one_and_for_all_do_not_clash() -> None:
+    assert len(draft(request(uki(addons=(addon("A.addon.efi"), addon("a.addon.efi", shared=True))))).files) == 3
+    clash = (addon("0-GLOBAL-a.addon.efi"), addon("a.addon.efi", shared=True))
+    assert "VFAT ignores case" in reasons(request(uki(addons=clash)))
+
+
+def test_an_addon_that_would_come_before_one_for_all_is_refused() -> None:
+    addons = (addon("0+x.addon.efi"), addon("a.addon.efi", shared=True))
+    assert "0+x.addon.efi would be loaded before" in reasons(request(uki(addons=addons)))
+    assert draft(request(uki(addons=addons[:1])))
+
+
+def test_what_addons_make_of_a_command_line_is_looked_at() -> None:
+    assert "open quote" in reasons(request(uki(f'{line()} x="', addons=(addon("a.addon.efi", "quiet"),))))
+    assert "open quote" in reasons(request(uki(addons=(addon("a.addon.efi", 'x="'), addon("b.addon.efi", '"')))))
+    assert "longer than" in reasons(request(uki(addons=(addon("a.addon.efi", "x" * 2000),))))
+    assert "control characters" in reasons(request(uki(addons=(addon("a.addon.efi", "x\x01"),))))
+
+
+def test_addons_with_more_arguments_than_linux_takes_are_told_as_such_and_not_one_by_one() -> None:
+    addons = tuple(addon(f"{number}.addon.efi", "composefs=x " * 90) for number in range(300))
+    assert reasons(request(uki(addons=addons))).splitlines() == [
+        "/boot/EFI/Linux/x.efi, with addons: the kernel command line is longer than the 2047 bytes that Linux takes"
+    ]
+
+
+def test_reasons_are_bounded_and_it_is_told() -> None:
+    found = reasons(request(uki(*(f"composefs=x {number}" for number in range(300))))).splitlines()
+    assert len(found) == 201
+    assert found[-1] == "and 100 more reasons"
 
 
 @pytest.mark.parametrize("size", [0, 1 << 32])
@@ -318,6 +412,35 @@ def test_an_existing_deployment_stays_as_it_is() -> None:
     assert made.actions == (("keep-deployment", existing.entry, 0),)
     assert made.objections == ()
     made.check()
+
+
+def test_other_kernel_arguments_for_what_is_deployed_are_not_passed_over() -> None:
+    existing = plan(request(KERNEL, kernel_arguments=("debug",))).deployment
+    survey = replace(EMPTY, existing=existing)
+    assert plan(request(KERNEL, kernel_arguments=("debug",)), survey).objections == ()
+    assert plan(request(KERNEL), survey).objections == ()
+    for changes in (
+        {"kernel_arguments": ("quiet",)},
+        {"removed_arguments": ("console",)},
+        {"spelling": Spelling.LEGACY},
+    ):
+        (objection,) = plan(request(KERNEL, **changes), survey).objections
+        assert objection.startswith("it is deployed already, with other kernel arguments: console=ttyS0 debug ")
+
+
+def test_another_payload_for_what_is_deployed_is_not_passed_over() -> None:
+    survey = replace(EMPTY, existing=plan(request()).deployment)
+    other = "it is deployed already, with something else of the image that boots"
+    assert plan(request(KERNEL), survey).objections == ()
+    assert plan(request(KERNEL, type=DeploymentType.TYPE1), survey).objections == (other,)
+    assert plan(request(KERNEL, chosen=True), survey).objections == (other,)
+    assert plan(request(type=DeploymentType.UKI, chosen=True), survey).objections == ()
+    larger = replace(uki(), content=Content("uki", 6 * MIB))
+    assert plan(request(larger), survey).objections == ()
+    assert plan(request(larger, chosen=True), survey).objections == (other,)
+    kernel = replace(EMPTY, existing=plan(request(KERNEL)).deployment)
+    (objection,) = plan(request(replace(KERNEL, options="debug"), chosen=True), kernel).objections
+    assert "with other kernel arguments: console=ttyS0" in objection
 
 
 def test_a_deployment_that_does_not_boot_is_made_again_under_a_new_number() -> None:
