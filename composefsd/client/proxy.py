@@ -50,8 +50,16 @@ def _variant(signature: str, value: Option) -> Variant:
 
 
 _JOB_KEYS: Final = {"request-id": "s", "on-client-gone": "s"}
-_IMAGE_KEYS: Final = {"format": "s", "hash": "s", "xattrs": "s"}
-_DEPLOY_KEYS: Final = {"verity": "s", "type": "s", "uki": "s", "kargs": "as"}
+_IMAGE_KEYS: Final = {"format": "s", "hash": "s", "xattrs": "s", "profile": "s", "expect": "s"}
+_DEPLOY_KEYS: Final = {
+    "verity": "s",
+    "type": "s",
+    "uki": "s",
+    "payload": "s",
+    "kargs": "as",
+    "kargs-delete": "as",
+    "karg-form": "s",
+}
 
 
 def _job(interface: str, name: str, arguments: int, options: Mapping[str, str]) -> Member:
@@ -64,7 +72,7 @@ PULL: Final = _job(
     1,
     {"name": "s", "require-digest": "s", "platform": "s", "generate": "as", "format": "s", "replace": "b"},
 )
-GENERATE: Final = _job(names.MANAGER, "Generate", 2, {**_IMAGE_KEYS, "expect": "s"})
+GENERATE: Final = _job(names.MANAGER, "Generate", 2, _IMAGE_KEYS)
 COMPUTE: Final = _job(names.MANAGER, "ComputeDigest", 2, _IMAGE_KEYS)
 PLAN: Final = _job(names.BOOT, "PlanDeploy", 1, _DEPLOY_KEYS)
 DEPLOY: Final = _job(names.BOOT, "Deploy", 1, _DEPLOY_KEYS)

@@ -46,16 +46,40 @@ class BootResource:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A link of a chain of trust; state is good, missing, bad, unknown or not-checked."""
+
+    name: str
+    state: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trust:
-    """Whether a signed UKI names the image's digest: unsealed, sealed, matching or mismatch."""
+    """Whether what claims the image's digest is right: unsealed, sealed, matching or mismatch.
+
+    `chain` goes from the firmware down to the files, `ends` tells how far up it holds.
+    """
 
     state: str
     summary: str
     evidence: dict[str, Value]
+    chain: tuple[Link, ...]
+    ends: str
 
     @classmethod
     def parse(cls, row: Properties) -> Self:
-        return cls(row.text("state"), row.text("summary"), row.details("evidence"))
+        evidence = row.dictionary("evidence")
+        return cls(
+            row.text("state"),
+            row.text("summary"),
+            evidence.without("chain", "ends"),
+            tuple(
+                Link(link.text("name"), link.text("state"), link.text("text"))
+                for link in evidence.structs("chain", "name", "state", "text")
+            ),
+            evidence.text("ends"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +147,27 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Enforcement:
+    """What a deployment enforces: `digest` tells what covers the command line, and so the digest on it."""
+
+    type: str
+    verity: str
+    digest: str
+    repository_verity: bool | None
+    summary: str
+
+    @classmethod
+    def parse(cls, values: Properties) -> Self:
+        return cls(
+            values.text("type"),
+            values.text("verity"),
+            values.text("digest"),
+            values.flag("repository-verity"),
+            values.text("summary"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """A boot image made bootable; tries_left and tries_done are -1 without boot counting."""
 
@@ -146,6 +191,7 @@ class Deployment:
     tries_done: int | None
     health: str
     trust: str
+    enforcement: Enforcement
 
     @classmethod
     def parse(cls, path: str, values: Properties) -> Self:
@@ -173,6 +219,7 @@ class Deployment:
             tries_done=values.number("TriesDone"),
             health=values.text("Health"),
             trust=values.text("Trust"),
+            enforcement=Enforcement.parse(values.dictionary("Enforcement")),
         )
 
 

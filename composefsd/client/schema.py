@@ -27,6 +27,8 @@ ACTIONS: Final[dict[str, tuple[str, ...]]] = {
     "cancel": ("job",),
     "explain": ("object", "kept", "reasons"),
     "compute-id": ("digest", "hash", "format", "karg"),
+    "seal": ("manifest_digest", "boot_digest", "karg", "uki", "kernel_version", "signed", "unchanged"),
+    "verify-seal": ("right", "manifest_digest", "problems", "ukis", "computed"),
     "diff": ("equal", "a", "b", "differences", "differences_total", "unstored_total", "reasons"),
 }
 """Keys of the verbs that do something at once."""
@@ -34,11 +36,11 @@ ACTIONS: Final[dict[str, tuple[str, ...]]] = {
 RESULTS: Final[dict[str, tuple[str, ...]]] = {
     "pull": (
         "manifest_digest", "image", "normative_digest", "boot_digest",
-        "bytes_fetched", "bytes_reused", "objects_added",
+        "bytes_fetched", "bytes_reused", "objects_added", "expected_digests",
     ),
-    "generate": ("normative_digest", "boot_digest"),
-    "compute": ("normative_digest", "boot_digest"),
-    "deploy": ("deployment", "boot_digest", "plan", "space", "objections"),
+    "generate": ("normative_digest", "boot_digest", "expected_digests"),
+    "compute": ("normative_digest", "boot_digest", "expected_digests"),
+    "deploy": ("deployment", "boot_digest", "plan", "space", "kernel_arguments", "objections"),
     "undeploy": ("freed_bytes",),
     "gc": (
         "freed_bytes", "objects_removed", "images_pruned", "streams_pruned", "unlisted",

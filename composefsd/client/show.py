@@ -34,7 +34,8 @@ _RESULT_ORDER: Final = (
     "bytes-fetched",
     "bytes-reused",
 )
-_RESULT_ELSEWHERE: Final = frozenset({"plan", "space", "objections", "image", "unlisted"})
+_EXPECTED: Final = "expected-digests"
+_RESULT_ELSEWHERE: Final = frozenset({"plan", "space", "objections", "image", "unlisted", _EXPECTED})
 
 
 def _state(word: str) -> tuple[str, Colour | None]:
@@ -121,30 +122,6 @@ def images(screen: Screen, found: Sequence[Image]) -> None:
     table.show(screen)
 
 
-def image(screen: Screen, found: Image) -> None:
-    """All about one OCI image, with digests as a whole also on a terminal."""
-    facts(
-        screen,
-        [
-            ("names", ", ".join(found.names)),
-            ("manifest", found.manifest_digest),
-            ("config", found.config_digest),
-            ("artifact", found.artifact_type),
-            ("pulled from", ", ".join(found.references)),
-            ("title", found.title),
-            ("version", found.os_version),
-            ("platform", "/".join(part for part in (found.os, found.architecture) if part)),
-            ("created", when(found.created) if found.created else ""),
-            ("size", f"{size(found.size)} in {found.layer_count} layers" if found.layer_count is not None else ""),
-            *((f"{entry.kind} {entry.format}", entry.digest) for entry in found.digests),
-            ("trust", f"{found.trust.state}: {found.trust.summary}".removesuffix(": ")),
-            ("bootable", {True: "yes", False: "no: " + "; ".join(found.reasons), None: ""}[found.bootable]),
-            *((entry.type, f"{entry.path} {entry.kernel_version}".strip()) for entry in found.boot_resources),
-            *(("deployment", deployment_of(path)) for path in found.deployments),
-        ],
-    )
-
-
 def deployments(screen: Screen, found: Sequence[Deployment], boot: Boot) -> None:
     """A row for each deployment, in boot order."""
     if not found:
@@ -206,6 +183,14 @@ def result(screen: Screen, values: Mapping[str, Value], intro: str | None = None
     known = [name for name in _RESULT_ORDER if name in values]
     others = [name for name in values if name not in known and name not in _RESULT_ELSEWHERE]
     facts(screen, [(name.replace("-", " "), _result_value(screen, name, values[name])) for name in known + others])
+    _expected(screen, reader)
+
+
+def _expected(screen: Screen, reader: Properties) -> None:
+    """What came of searches for digests."""
+    for told in reader.texts(_EXPECTED):
+        for line in told.splitlines():
+            screen.line(line)
 
 
 def _result_value(screen: Screen, name: str, value: Value) -> str:
@@ -218,13 +203,15 @@ def _result_value(screen: Screen, name: str, value: Value) -> str:
     if isinstance(value, int):
         return size(value) if "bytes" in name.split("-") else str(value)
     if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
+        return (" " if name == "kernel-arguments" else ", ").join(str(item) for item in value)
     return str(value)
 
 
 def digests(screen: Screen, values: Mapping[str, Value]) -> None:
     """The digests that were computed: as a whole, to be copied into a kernel command line."""
-    facts(screen, [(name.replace("-", " "), str(value)) for name, value in values.items()])
+    pairs = [(name.replace("-", " "), str(value)) for name, value in values.items() if name != _EXPECTED]
+    facts(screen, pairs)
+    _expected(screen, Properties(values))
 
 
 def plan(screen: Screen, reader: Properties) -> None:

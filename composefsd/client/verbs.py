@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from composefsd.client import garbage, proxy, show
+from composefsd.client import garbage, proxy, show, show_image
 from composefsd.client.exits import ClientError, Exit
 from composefsd.client.follow import Outcome
 from composefsd.client.properties import Properties
@@ -60,7 +60,8 @@ async def inspect(session: Session, args: Namespace) -> Exit:
     elif args.document:
         session.document(await session.proxy.document(found, args.document))
     else:
-        session.answer(found, lambda screen: show.image(screen, found))
+        deployed = await session.proxy.deployments() if found.deployments else []
+        session.answer(found, lambda screen: show_image.image(screen, found, deployed))
     return Exit.DONE
 
 
@@ -87,19 +88,21 @@ async def remove(session: Session, args: Namespace) -> Exit:
 
 async def generate(session: Session, args: Namespace) -> Exit:
     """Build composefs images of an OCI image."""
-    options = {"format": args.format, "hash": args.hash, "xattrs": args.xattrs, "expect": args.expect}
-    return await _work(session, JobRequest(proxy.GENERATE, [args.image, args.kind], options))
+    return await _work(session, JobRequest(proxy.GENERATE, [args.image, args.kind], _variant(args)))
 
 
 async def compute(session: Session, args: Namespace) -> Exit:
     """Digests of composefs images, storing nothing."""
-    options = {"format": args.format, "hash": args.hash, "xattrs": args.xattrs}
-    outcome = await session.job(JobRequest(proxy.COMPUTE, [args.image, args.kind], options))
+    outcome = await session.job(JobRequest(proxy.COMPUTE, [args.image, args.kind], _variant(args)))
     if outcome is not None:
         session.answer(
             result_json(outcome.job.id, outcome.result), lambda screen: show.digests(screen, outcome.result)
         )
     return Exit.DONE
+
+
+def _variant(args: Namespace) -> Options:
+    return {name: getattr(args, name) for name in ("format", "hash", "xattrs", "profile", "expect")}
 
 
 async def deploy(session: Session, args: Namespace) -> Exit:
@@ -108,7 +111,10 @@ async def deploy(session: Session, args: Namespace) -> Exit:
         "verity": args.verity,
         "type": args.type,
         "uki": args.uki,
+        "payload": args.payload,
         "kargs": kernel_arguments(args.kargs) or None,
+        "kargs-delete": kernel_arguments(args.kargs_delete) or None,
+        "karg-form": args.karg_form,
     }
     if args.dry_run:
         return await _plan(session, JobRequest(proxy.PLAN, [args.image], options))

@@ -147,7 +147,8 @@ class Manifest:
     """An image manifest with the bytes it was parsed from.
 
     artifact_type tells what an artifact is, as the specification's guidance for artifacts has it: by a member of that
-    name, else by the config's media type.  It is empty for a container image.
+    name, else by the config's media type.  It is empty for a container image.  subject is the digest of the manifest
+    that this one is about.
     """
 
     data: bytes
@@ -156,6 +157,7 @@ class Manifest:
     layers: tuple[Descriptor, ...]
     annotations: dict[str, str]
     artifact_type: str = ""
+    subject: OciDigest | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -177,7 +179,8 @@ class Manifest:
         config = Descriptor.read(document.child("config"))
         layers = tuple(Descriptor.read(child) for child in document.children("layers"))
         kind = "" if config.media_type == CONFIG_TYPE else _artifact_type(document)
-        return cls(data, digest, config, layers, document.mapping("annotations"), kind)
+        subject = document.child("subject").digest("digest") if "subject" in document else None
+        return cls(data, digest, config, layers, document.mapping("annotations"), kind, subject)
 
 
 def _artifact_type(document: Document) -> str:

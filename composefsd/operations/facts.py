@@ -8,81 +8,49 @@ back through checked getters: the imager reads hostile bytes, and a file may be 
 import json
 import logging
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from composefsd.boot import resources
-from composefsd.boot.files import RangeReader, get_file, read_file, text
+from composefsd.boot import kargs, resources
+from composefsd.boot.files import RangeReader, get_file, read_file
+from composefsd.boot.kargs import DropIn
 from composefsd.boot.os_release import OsRelease
-from composefsd.boot.resources import BootResource, ResourceType
+from composefsd.boot.resources import ResourceType
 from composefsd.digests import OciDigest
 from composefsd.document import DOCUMENT_BYTES, Document
-from composefsd.errors import ComposefsdError
-from composefsd.tree.table import Kind, Tree
+from composefsd.errors import ComposefsdError, LimitExceededError
+from composefsd.operations import boot_facts
+from composefsd.operations.boot_facts import BootFact, FileFact, ProfileFact, SignatureFact, describe
+from composefsd.tree.table import Tree
+
+__all__ = [
+    "BootFact",
+    "DirectoryFact",
+    "Facts",
+    "FileFact",
+    "ProfileFact",
+    "SignatureFact",
+    "add_reference",
+    "forget_facts",
+    "gather",
+    "has_facts",
+    "load_facts",
+    "load_references",
+    "save_facts",
+]
 
 log = logging.getLogger(__name__)
 
-_VERSION: Final = 2
-_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{128})?")
+_VERSION: Final = 3
 _OS_RELEASES: Final = (b"/usr/lib/os-release", b"/etc/os-release")
 _OS_RELEASE_BYTES: Final = 64 << 10
 _REFERENCES: Final = 16
 _REFERENCES_BYTES: Final = _REFERENCES * 4097  # a reference has no more than 4096 characters that can be printed
 _LABEL: Final = b"security.selinux"
-
-
-Detail = str | int | bool | tuple[str, ...]
-"""What is told of a boot resource under one name."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileFact:
-    """A file of the image as an object: its path, size, and the object's digest; empty if it has no object."""
-
-    path: str
-    size_bytes: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class BootFact:
-    """One thing that boots, or takes part in it; `files` are its own file and those it needs.
-
-    command_lines are those of all profiles of a UKI; claims are the digests of images that they name; options are the
-    kernel arguments of an entry of type 1.
-    """
-
-    type: str
-    path: str
-    kernel_version: str
-    files: tuple[FileFact, ...]
-    title: str = ""
-    version: str = ""
-    architecture: str = ""
-    signed: bool = False
-    command_lines: tuple[str, ...] = ()
-    claims: tuple[str, ...] = ()
-    problem: str = ""
-    options: str = ""
-
-    @property
-    def details(self) -> dict[str, Detail]:
-        """What there is to tell of it, for people."""
-        told: dict[str, Detail] = {
-            "title": self.title,
-            "version": self.version,
-            "architecture": self.architecture,
-            "digest": ", ".join(self.claims),
-            "problem": self.problem,
-            "size": sum(file.size_bytes for file in self.files),
-        }
-        if self.type == ResourceType.UKI:
-            told["signed"] = self.signed
-        return {key: value for key, value in told.items() if value != ""}
+_TOO_MUCH: Final = "the image says more about how it boots than can be kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +65,10 @@ class DirectoryFact:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that is known of an image beyond its documents; reasons tell why it cannot boot, one a line."""
+    """All that is known of an image beyond its documents; reasons tell why it cannot boot, one a line.
+
+    kargs are the kernel arguments that it asks for on any architecture.
+    """
 
     title: str = ""
     os_version: str = ""
@@ -106,6 +77,7 @@ class Facts:
     reasons: tuple[str, ...] = ()
     etc: DirectoryFact = field(default_factory=DirectoryFact)
     var: DirectoryFact = field(default_factory=DirectoryFact)
+    kargs: tuple[DropIn, ...] = ()
 
     @property
     def bootable(self) -> bool:
@@ -130,31 +102,20 @@ class Facts:
             facts.text("title"),
             facts.text("os_version"),
             facts.text("os_id"),
-            tuple(map(_boot_fact, facts.children("resources"))),
+            tuple(map(BootFact.of, facts.children("resources"))),
             facts.texts("reasons"),
             _directory_fact(facts.child("etc")),
             _directory_fact(facts.child("var")),
+            tuple(map(_drop_in, facts.children("kargs"))),
         )
 
 
-def _boot_fact(document: Document) -> BootFact:
-    files = (
-        FileFact(file.text("path"), file.integer("size_bytes"), file.text("digest", form=_DIGEST))
-        for file in document.children("files")
-    )
-    return BootFact(
-        document.text("type"),
+def _drop_in(document: Document) -> DropIn:
+    return DropIn(
         document.text("path"),
-        document.text("kernel_version"),
-        tuple(files),
-        document.text("title"),
-        document.text("version"),
-        document.text("architecture"),
-        document.flag("signed"),
-        document.texts("command_lines"),
-        document.texts("claims"),
+        document.texts("arguments"),
+        document.texts("architectures"),
         document.text("problem"),
-        document.text("options"),
     )
 
 
@@ -172,24 +133,31 @@ def gather(
 ) -> dict[str, Any]:
     """The facts of an image, as plain values, from its normative tree; `make_boot` gives that of its boot image."""
     release = _os_release(tree, read)
-    found = tuple(_described(tree, one) for one in resources.collect(tree, read, ranges))
-    reasons = list(_reasons(found))
+    try:
+        found = tuple(describe(tree, one) for one in resources.collect(tree, read, ranges))
+    except LimitExceededError:
+        return asdict(Facts.unknown(_TOO_MUCH))
+    reasons = list(boot_facts.reasons(found))
     boot = None
     try:
         boot = make_boot()
     except ComposefsdError as error:
         reasons += error.message.splitlines()
-    return asdict(
-        Facts(
-            title=(release.title or "") if release else "",
-            os_version=(release.version or "") if release else "",
-            os_id=(release.id or "") if release else "",
-            resources=found,
-            reasons=tuple(dict.fromkeys(reasons)),
-            etc=_directory(boot, b"/etc"),
-            var=_directory(boot, b"/var"),
-        )
+    facts = Facts(
+        title=(release.title or "") if release else "",
+        os_version=(release.version or "") if release else "",
+        os_id=(release.id or "") if release else "",
+        resources=found,
+        reasons=tuple(dict.fromkeys(reasons)),
+        etc=_directory(boot, b"/etc"),
+        var=_directory(boot, b"/var"),
+        kargs=kargs.collect(tree, read),
     )
+    return asdict(facts if _is_bounded(facts) else Facts.unknown(_TOO_MUCH))
+
+
+def _is_bounded(facts: Facts) -> bool:
+    return len(_serialize(facts)) <= DOCUMENT_BYTES
 
 
 def _os_release(tree: Tree, read: Callable[[bytes, int], bytes]) -> OsRelease | None:
@@ -206,56 +174,6 @@ def _directory(tree: Tree | None, path: bytes) -> DirectoryFact:
     stat = tree.stat(inode)
     label = dict(stat.xattrs).get(_LABEL, b"")
     return DirectoryFact(stat.mode & 0o7777, stat.uid, stat.gid, label.decode(errors="backslashreplace"))
-
-
-def _described(tree: Tree, one: BootResource) -> BootFact:
-    claims: tuple[str, ...] = ()
-    if one.uki is not None:
-        with suppress(ComposefsdError):  # a malformed argument stands in `problem` already
-            claims = tuple(dict.fromkeys(argument.digest.hex for argument in one.uki.arguments))
-    return BootFact(
-        type=one.type.value,
-        path=text(one.path),
-        kernel_version=one.kernel_version or (one.uki.uname if one.uki else None) or "",
-        files=tuple(
-            _file(tree, path, inode)
-            for path, inode in ((one.path, one.inode), *((file.path, file.inode) for file in one.files))
-        ),
-        title=one.title or "",
-        version=one.version or "",
-        architecture=one.uki.architecture.value if one.uki else "",
-        signed=one.uki is not None and one.uki.signed,
-        command_lines=one.uki.command_lines if one.uki else (),
-        claims=claims,
-        problem=one.problem or "",
-        options=one.entry.options if one.entry else "",
-    )
-
-
-def _file(tree: Tree, path: bytes, inode: int) -> FileFact:
-    external = tree.kind[inode] == Kind.EXTERNAL
-    return FileFact(text(path), tree.size[inode], tree.object_id(inode).hex if external else "")
-
-
-def _reasons(found: Iterable[BootFact]) -> Iterable[str]:
-    """Why nothing of what was found can be deployed; nothing if something can."""
-    found = tuple(found)
-    if any(_usable(one) for one in found):
-        return
-    yield "the image has no UKI under /boot/EFI/Linux, and no kernel with an initrd under /usr/lib/modules"
-    for one in found:
-        if one.type == ResourceType.ABOOT:
-            yield f"{one.path}: Android boot images cannot be deployed"
-        elif one.problem:
-            yield from (f"{one.path}: {line}" for line in one.problem.splitlines())
-        elif one.type == ResourceType.KERNEL:
-            yield f"{one.path} has no initramfs.img beside it"
-
-
-def _usable(one: BootFact) -> bool:
-    if one.problem:
-        return False
-    return one.type == ResourceType.UKI or (one.type == ResourceType.KERNEL and len(one.files) > 1)
 
 
 # Keeping, in the daemon
@@ -285,7 +203,7 @@ def save_facts(state: Path, image: OciDigest, facts: Facts) -> None:
     """Keep the facts of an image, if that is possible: they can be gathered again, so nothing is synced either."""
     data = _serialize(facts)
     if len(data) > DOCUMENT_BYTES:
-        data = _serialize(Facts.unknown("the image says more about how it boots than can be kept"))
+        data = _serialize(Facts.unknown(_TOO_MUCH))
     _keep(_path(state, image), data)
 
 

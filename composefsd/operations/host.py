@@ -32,7 +32,11 @@ _RESERVE_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the configuration decides.  state holds the daemon's own memory; esp and xbootldr None: to be found."""
+    """What the configuration decides.
+
+    state holds the daemon's own memory; esp and xbootldr None: to be found; efivars None: the sysroot is not that of
+    the running machine, whose EFI variables say nothing then.
+    """
 
     repository: Path
     sysroot: Path
@@ -42,6 +46,7 @@ class Settings:
     algorithm: Algorithm = Algorithm.SHA512
     formats: tuple[FormatVersion, ...] = (FormatVersion.V1,)
     insecure: bool = False
+    efivars: Path | None = None
 
 
 class Host:

@@ -21,11 +21,10 @@ from composefsd.errors import (
 )
 from composefsd.oci.manifest import ImageConfig
 from composefsd.oci.reference import Platform
+from composefsd.oci.sealing import by_subject
 from composefsd.oci.settling import drop_layers
 from composefsd.oci.storage import (
     MANIFEST_PREFIX,
-    ComposefsImage,
-    ImageKind,
     StoredImage,
     load_image,
     manifest_stream,
@@ -34,11 +33,16 @@ from composefsd.oci.storage import (
 from composefsd.oci.store import check_tag
 from composefsd.operations.build import build_images
 from composefsd.operations.deployment_order import DEPLOYMENT_TAG
+from composefsd.operations.expected import DOCUMENT as EXPECTED
+from composefsd.operations.expected import forget_outcomes, load_outcomes, outcomes_document
 from composefsd.operations.facts import Facts, forget_facts, load_facts, load_references, save_facts
+from composefsd.operations.firmware import Firmware
 from composefsd.operations.generate import imaging_worker, stored_layers
 from composefsd.operations.host import Host
-from composefsd.operations.model import BootResourceInfo, ImageInfo, TrustState
+from composefsd.operations.model import BootResourceInfo, ImageInfo, Trust
+from composefsd.operations.obstacles import obstacles
 from composefsd.operations.progress import Silent
+from composefsd.operations.trust import Place, judge
 from composefsd.repository import Repository, refs
 from composefsd.repository.links import Category
 
@@ -50,16 +54,23 @@ async def list_images(host: Host) -> list[ImageInfo]:
     """All images, named or not; one that cannot be read is left to `check` to report."""
     async with host.reading() as repository:
         stored = await asyncio.to_thread(_load_all, repository)
-        names = _names(repository)
-        return [
-            _info(
-                one,
-                names.get(str(one.digest), ()),
-                await image_facts(host, repository, one),
-                load_references(host.settings.state, one.digest),
-            )
-            for one in stored
-        ]
+        firmware = await asyncio.to_thread(Firmware.load, host.settings.efivars)
+        names, place = _names(repository), Place(repository.metadata.algorithm, repository.verity, firmware)
+        artifacts = by_subject(one.content.manifest for one in stored)
+        listed = []
+        for one in stored:
+            facts = await image_facts(host, repository, one)
+            outcomes = load_outcomes(host.settings.state, one.digest)
+            trust = judge(one, facts, artifacts.get(one.digest, ()), place, outcomes)
+            references = load_references(host.settings.state, one.digest)
+            listed.append(_info(one, names.get(str(one.digest), ()), facts, trust, references))
+        return listed
+
+
+async def demands_verity(host: Host) -> bool:
+    """Whether the repository demands fs-verity of its objects."""
+    async with host.reading() as repository:
+        return repository.verity
 
 
 def _load_all(repository: Repository) -> list[StoredImage]:
@@ -106,12 +117,14 @@ async def image_facts(host: Host, repository: Repository, stored: StoredImage) -
     return facts
 
 
-def _info(stored: StoredImage, names: tuple[str, ...], facts: Facts, references: tuple[str, ...]) -> ImageInfo:
+def _info(
+    stored: StoredImage, names: tuple[str, ...], facts: Facts, trust: Trust, references: tuple[str, ...]
+) -> ImageInfo:
     manifest, config = stored.content.manifest, stored.content.config
     platform, created = Platform("", ""), 0
     if isinstance(config, ImageConfig):
         platform, created = config.platform, config.created
-    state, summary, evidence = _trust(stored.images, facts)
+    reasons = obstacles(stored, facts)
     return ImageInfo(
         manifest_digest=manifest.digest,
         config_digest=config.digest,
@@ -126,29 +139,13 @@ def _info(stored: StoredImage, names: tuple[str, ...], facts: Facts, references:
         size_bytes=manifest.size_bytes,
         layer_count=len(manifest.layers),
         images=stored.images,
-        trust=state,
-        trust_summary=summary,
-        trust_evidence=evidence,
-        bootable=facts.bootable,
-        reasons=facts.reasons,
+        trust=trust,
+        bootable=not reasons,
+        reasons=reasons,
         boot_resources=tuple(
             BootResourceInfo(one.type, one.path, one.kernel_version, one.details) for one in facts.resources
         ),
     )
-
-
-def _trust(images: Sequence[ComposefsImage], facts: Facts) -> tuple[TrustState, str, dict[str, str]]:
-    """How the digests that the image's UKIs name relate to its boot images."""
-    claimed = facts.claimed_digests
-    if not claimed:
-        return TrustState.UNSEALED, "no UKI of the image names a digest", {}
-    evidence = {"uki-digest": ", ".join(sorted(claimed))}
-    computed = {one.digest.hex for one in images if one.kind is ImageKind.BOOT}
-    if not computed:
-        return TrustState.SEALED, "a UKI names a digest, and no boot image was made to compare", evidence
-    if claimed <= computed:
-        return TrustState.MATCHING, "every digest that a UKI names is that of the boot image", evidence
-    return TrustState.MISMATCH, "a UKI names a digest that no boot image of the repository has", evidence
 
 
 def resolve(images: Sequence[ImageInfo], text: str) -> ImageInfo:
@@ -225,6 +222,7 @@ async def remove(host: Host, image: OciDigest, *, force: bool) -> list[str]:
             async with host.alone(_ALONE_SECONDS) as (repository, _):
                 await asyncio.to_thread(_forget, repository, image)
                 forget_facts(host.settings.state, image)
+                forget_outcomes(host.settings.state, image)
     return names
 
 
@@ -276,10 +274,22 @@ def _forget(repository: Repository, image: OciDigest) -> None:
 
 
 async def document(host: Host, image: OciDigest, which: str) -> bytes:
-    """A document of an image, `manifest` or `config`, byte for byte.  Raises NoSuchDocumentError for others."""
+    """A document of an image, `manifest` or `config`, byte for byte, or what came of searches for digests.
+
+    Raises NoSuchDocumentError for others, and if nothing was searched for.
+    """
+    if which == EXPECTED:
+        return _outcomes(host, image)
     if which not in ("manifest", "config"):
-        known = "there are manifest, config and dumpfile"
+        known = f"there are manifest, config, dumpfile and {EXPECTED}"
         raise NoSuchDocumentError(f"no document {which[:80]!r}; {known}", subject=which[:80])
     async with host.reading() as repository:
         stored = load_image(repository, image).content
     return stored.manifest.data if which == "manifest" else stored.config.data
+
+
+def _outcomes(host: Host, image: OciDigest) -> bytes:
+    data = outcomes_document(host.settings.state, image)
+    if data is None:
+        raise NoSuchDocumentError(f"no digest was searched for in image {image}", subject=EXPECTED)
+    return data

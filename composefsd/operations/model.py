@@ -5,23 +5,67 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from composefsd.boot.cmdline import Spelling
 from composefsd.deploy.state import VerityPolicy
 from composefsd.digests import Algorithm, ObjectId, OciDigest
 from composefsd.erofs.format import FormatVersion
 from composefsd.oci.reference import Platform, Reference
 from composefsd.oci.storage import ComposefsImage, ImageKind
 from composefsd.tree.normative import XattrMode
+from composefsd.tree.profile import Profile
 
 BOTH_KINDS = frozenset(ImageKind)
 
 
 class TrustState(StrEnum):
-    """How the digest that a UKI of the image claims relates to the boot image that we computed."""
+    """How the digests that are claimed of an image relate to the images that we computed.
+
+    unsealed: nothing claims a digest.  sealed: something does, and it could not be compared.  matching: what could be
+    compared is equal, and that is all that decides what boots.  mismatch: something claims another digest.
+    """
 
     UNSEALED = "unsealed"
     SEALED = "sealed"
     MATCHING = "matching"
     MISMATCH = "mismatch"
+
+
+class LinkState(StrEnum):
+    """Whether a link of a chain of trust holds.
+
+    good: it does.  missing: there is none.  bad: it is there and wrong.  unknown: this machine does not tell.
+    not-checked: it is there, and composefsd cannot judge it.
+    """
+
+    GOOD = "good"
+    MISSING = "missing"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+    NOT_CHECKED = "not-checked"
+
+
+@dataclass(frozen=True, slots=True)
+class TrustLink:
+    """A link of a chain of trust: its name, its state, and a clause in plain words (no capital, no full stop)."""
+
+    name: str
+    state: LinkState
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What vouches for an image.
+
+    evidence has the claims themselves, by words of docs/trust.md.  chain goes from the firmware down to the files;
+    the signs that nothing looks at when the machine boots come last.  ends tells in a sentence how far up it holds.
+    """
+
+    state: TrustState
+    summary: str
+    evidence: dict[str, str]
+    chain: tuple[TrustLink, ...]
+    ends: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +98,7 @@ class ImageInfo:
     size_bytes: int
     layer_count: int
     images: tuple[ComposefsImage, ...]
-    trust: TrustState
-    trust_summary: str
-    trust_evidence: dict[str, str]
+    trust: Trust
     bootable: bool
     reasons: tuple[str, ...]
     boot_resources: tuple[BootResourceInfo, ...]
@@ -77,7 +119,7 @@ class PullRequest:
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """What a pull brought: bytes are of compressed blobs."""
+    """What a pull brought: bytes are of compressed blobs; notes tell of digests that UKIs of the image name."""
 
     manifest_digest: OciDigest
     config_digest: OciDigest
@@ -86,17 +128,24 @@ class PullResult:
     bytes_fetched: int
     bytes_reused: int
     objects_added: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Options of generate and compute; None stands for what the repository uses."""
+    """Options of generate and compute; None stands for what the repository uses.
+
+    The profile is for the boot image alone.  With `claims` computing also gives the variants that UKIs of the image
+    name; generating always does.
+    """
 
     kinds: frozenset[ImageKind]
     format: FormatVersion | None = None
     algorithm: Algorithm | None = None
     xattrs: XattrMode = XattrMode.ALLOWLIST_ONLY
     expect: ObjectId | None = None
+    profile: Profile = Profile.CURRENT
+    claims: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +210,29 @@ class PayloadType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeployRequest:
-    """Options of Deploy and PlanDeploy; kernel arguments are for type 1 entries only."""
+    """Options of Deploy and PlanDeploy; kernel arguments are for type 1 entries only.
+
+    payload names what to boot: a boot resource by its path or the last name in it, or a kernel by its version; `uki`
+    does so for UKIs alone.  kargs are added after kargs_delete were left out; karg_form is how the image is named.
+    """
 
     verity: VerityPolicy = VerityPolicy.REQUIRE
     type: PayloadType = PayloadType.AUTO
     uki: str | None = None
     kargs: tuple[str, ...] = field(default=())
+    payload: str | None = None
+    kargs_delete: tuple[str, ...] = field(default=())
+    karg_form: Spelling = Spelling.AUTO
 
     @classmethod
     def from_wire(cls, values: Mapping[str, Any]) -> Self:
         """From what `asdict` and JSON made of a request."""
-        return cls(VerityPolicy(values["verity"]), PayloadType(values["type"]), values["uki"], tuple(values["kargs"]))
+        return cls(
+            VerityPolicy(values["verity"]),
+            PayloadType(values["type"]),
+            values["uki"],
+            tuple(values["kargs"]),
+            values["payload"],
+            tuple(values["kargs_delete"]),
+            Spelling(values["karg_form"]),
+        )

@@ -16,8 +16,9 @@ from composefsd.deploy.state import Deployment
 from composefsd.digests import OciDigest
 from composefsd.errors import ComposefsdError, EspNotFoundError, NoSuchDeploymentError
 from composefsd.operations.deploy import list_deployments, partitions
+from composefsd.operations.enforcement import Enforcement, enforcement
 from composefsd.operations.host import Host
-from composefsd.operations.images import list_images, resolve
+from composefsd.operations.images import demands_verity, list_images, resolve
 from composefsd.operations.model import ImageInfo
 from composefsd.service import names
 from composefsd.service.export import ObjectTree, View
@@ -58,6 +59,7 @@ class DeploymentFacts:
     info: Deployment
     image: str
     trust: str
+    enforcement: Enforcement
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,12 @@ class Catalog:
             try:
                 images = await list_images(self._host)
                 deployments = await list_deployments(self._host)
+                verity = await demands_verity(self._host)
                 found = await asyncio.to_thread(_find_partitions, self._host)
             except ComposefsdError as error:
                 log.warning("images and deployments cannot be read: %s", error)
             else:
-                self._show(images, deployments)
+                self._show(images, deployments, verity=verity)
                 if found != self.partitions:
                     self.partitions = found
                     self._tree.changed(names.ROOT_PATH, names.BOOT, "Esp", "Xbootldr")
@@ -151,13 +154,13 @@ class Catalog:
             self._reading.cancel()
             await asyncio.wait({self._reading})
 
-    def _show(self, images: Sequence[ImageInfo], deployments: Sequence[Deployment]) -> None:
+    def _show(self, images: Sequence[ImageInfo], deployments: Sequence[Deployment], *, verity: bool) -> None:
         assert self._makers is not None
         count = len(self._images)
         known = {info.manifest_digest: info for info in sorted(images, key=lambda info: info.manifest_digest)}
         wanted = {digest: ImageFacts(info, _paths(deployments, digest)) for digest, info in known.items()}
         self._images, added, removed = self._synchronize(self._images, wanted, self._makers.image)
-        states = {info.id: _deployment_facts(info, known) for info in deployments}
+        states = {info.id: _deployment_facts(info, known, verity=verity) for info in deployments}
         self._deployments, _, _ = self._synchronize(self._deployments, states, self._makers.deployment)
         for signal, digests in (("ImageRemoved", removed), ("ImageAdded", added)):
             for digest in digests:
@@ -205,11 +208,12 @@ def _paths(deployments: Sequence[Deployment], image: OciDigest) -> tuple[str, ..
     return tuple(names.deployment_path(info.id) for info in deployments if info.manifest_digest == image)
 
 
-def _deployment_facts(info: Deployment, images: Mapping[OciDigest, ImageInfo]) -> DeploymentFacts:
+def _deployment_facts(info: Deployment, images: Mapping[OciDigest, ImageInfo], *, verity: bool) -> DeploymentFacts:
     image = images.get(info.manifest_digest) if info.manifest_digest is not None else None
+    enforced = enforcement(info, image, verity=verity)
     if image is None:
-        return DeploymentFacts(info, names.NO_OBJECT, "")
-    return DeploymentFacts(info, names.image_path(image.manifest_digest), image.trust)
+        return DeploymentFacts(info, names.NO_OBJECT, "", enforced)
+    return DeploymentFacts(info, names.image_path(image.manifest_digest), image.trust.state, enforced)
 
 
 def _is_called(info: Deployment, text: str) -> bool:

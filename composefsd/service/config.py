@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 DEFAULT_FILE: Final = Path("/etc/composefsd/composefsd.conf")
 DEFAULT_SYSROOT: Final = Path("/sysroot")
 DEFAULT_STATE: Final = Path("/var/lib/composefsd")
+DEFAULT_EFIVARS: Final = Path("/sys/firmware/efi/efivars")
 
 _SECTION: Final = "Daemon"
 _VENDOR: Final = (Path("/usr/lib/composefsd"), Path("/run/composefsd"), Path("/etc/composefsd"))
@@ -99,6 +100,7 @@ _KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
     "Algorithm": _algorithm,
     "Formats": _formats,
     "Insecure": _boolean,
+    "EFIVariables": _path,
 }
 
 Values = dict[str, Any]
@@ -166,6 +168,7 @@ def settings_of(values: Values, overrides: Mapping[str, Path | None]) -> Setting
         algorithm=given.get("Algorithm", Algorithm.SHA512),
         formats=given.get("Formats", (FormatVersion.V1,)),
         insecure=given.get("Insecure", False),
+        efivars=given.get("EFIVariables") or (DEFAULT_EFIVARS if _is_running(sysroot) else None),
     )
 
 
@@ -173,4 +176,9 @@ def _default_state(sysroot: Path) -> Path:
     """systemd's StateDirectory=; what is remembered about another machine's sysroot belongs there."""
     if folder := os.environ.get("STATE_DIRECTORY"):
         return Path(folder.split(":", maxsplit=1)[0])
-    return DEFAULT_STATE if sysroot in (DEFAULT_SYSROOT, Path("/")) else sysroot / "state/composefsd/daemon"
+    return DEFAULT_STATE if _is_running(sysroot) else sysroot / "state/composefsd/daemon"
+
+
+def _is_running(sysroot: Path) -> bool:
+    """Whether a sysroot is that of the running machine."""
+    return sysroot in (DEFAULT_SYSROOT, Path("/"))

@@ -126,3 +126,14 @@ class DeploymentObject(View[DeploymentFacts], interface=names.DEPLOYMENT):
     @dbus_property("Trust")
     def trust(self) -> S:
         return self.facts.trust
+
+    @dbus_property("Enforcement")
+    def enforcement(self) -> ASV:
+        found = self.facts.enforcement
+        return {
+            "type": variant("s", found.type),
+            "verity": variant("s", found.verity),
+            "digest": variant("s", found.digest),
+            "repository-verity": variant("b", found.repository_verity),
+            "summary": variant("s", found.summary),
+        }

@@ -126,8 +126,11 @@ class ImageObject(View[ImageFacts], interface=names.IMAGE):
 
     @dbus_property("Trust")
     def trust(self) -> Trust:
-        evidence = {name: variant("s", text) for name, text in self._info.trust_evidence.items()}
-        return self._info.trust, self._info.trust_summary, evidence
+        found = self._info.trust
+        evidence = {name: variant("s", text) for name, text in found.evidence.items()}
+        evidence["chain"] = variant("a(sss)", [(link.name, link.state, link.text) for link in found.chain])
+        evidence["ends"] = variant("s", found.ends)
+        return found.state, found.summary, evidence
 
     @dbus_property("Bootable")
     def bootable(self) -> Bootable:

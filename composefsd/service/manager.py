@@ -12,7 +12,7 @@ from composefsd.erofs.format import FormatVersion
 from composefsd.errors import FormatError, InvalidArgumentsError, UnsupportedError
 from composefsd.oci.reference import Platform, Reference
 from composefsd.operations import images
-from composefsd.operations.generate import compute_digest, generate
+from composefsd.operations.generate import Made, make, measure
 from composefsd.operations.model import (
     BOTH_KINDS,
     ComposefsImage,
@@ -58,6 +58,7 @@ from composefsd.service.polkit import Action
 from composefsd.service.services import Services
 from composefsd.service.wire import variant
 from composefsd.tree.normative import XattrMode
+from composefsd.tree.profile import Profile
 
 API_VERSION: Final = 1
 
@@ -68,8 +69,10 @@ Counters = Annotated[dict[str, int], "a{st}"]
 
 
 def _digest(value: str) -> ObjectId:
-    """An fs-verity digest as the bus has it, `sha512:…`."""
-    algorithm, _, digits = value.partition(":")
+    """An fs-verity digest as the bus has it, `sha512:…`, or as command lines have it, without the hash."""
+    algorithm, colon, digits = value.partition(":")
+    if not colon:
+        return ObjectId.parse(value)
     if algorithm not in [known.value for known in Algorithm]:
         raise InvalidArgumentsError(f"{value[:80]!r} is not a digest such as sha512:…")
     return ObjectId.parse(digits, Algorithm(algorithm))
@@ -98,6 +101,7 @@ _PULL_OPTIONS: tuple[Option[Any], ...] = (_NAME, _REQUIRE_DIGEST, _PLATFORM, _GE
 _HASH = parsed("hash", _hash)
 _XATTRS = word("xattrs", XattrMode)
 _EXPECT = parsed("expect", _digest)
+_PROFILE = word("profile", Profile)
 _MISSING_OK = flag("missing-ok")
 _FORCE = flag("force")
 _LIMIT = number("limit")
@@ -114,12 +118,21 @@ def _digests(made: tuple[ComposefsImage, ...]) -> dict[str, Variant]:
     return {f"{image.kind}-digest": variant("s", str(image.digest)) for image in made}
 
 
+def _notes(notes: Sequence[str]) -> dict[str, Variant]:
+    """What came of the search for digests that somebody expects."""
+    return {"expected-digests": variant("as", list(notes))} if notes else {}
+
+
+def _made(made: Made) -> dict[str, Variant]:
+    return _digests(made.images) | _notes([one.text() for one in made.outcomes])
+
+
 def _label(image: ImageInfo) -> str:
     return image.names[0] if image.names else f"{image.manifest_digest.algorithm}:{image.manifest_digest.hex[:12]}"
 
 
 def _generate_request(kind: str, options: Mapping[str, Variant]) -> tuple[GenerateRequest, JobKeys]:
-    given = Options(options, _FORMAT, _HASH, _XATTRS, _EXPECT, *JOB_OPTIONS)
+    given = Options(options, _FORMAT, _HASH, _XATTRS, _EXPECT, _PROFILE, *JOB_OPTIONS)
     if kind not in _KINDS:
         raise InvalidArgumentsError(f"{kind[:80]!r} is none of {', '.join(_KINDS)}")
     request = GenerateRequest(
@@ -128,6 +141,7 @@ def _generate_request(kind: str, options: Mapping[str, Variant]) -> tuple[Genera
         given.get(_HASH, None),
         given.get(_XATTRS, XattrMode.ALLOWLIST_ONLY),
         given.get(_EXPECT, None),
+        given.get(_PROFILE, Profile.CURRENT),
     )
     return request, job_keys(given)
 
@@ -180,13 +194,17 @@ class Manager(Served, interface=names.MANAGER):
         tally.add("bytes-reused", done.bytes_reused)
         tally.add("objects-added", done.objects_added)
         await self._services.catalog.refresh()
-        return {
-            "manifest-digest": variant("s", str(done.manifest_digest)),
-            "image": variant("o", names.image_path(done.manifest_digest)),
-            "bytes-fetched": variant("t", done.bytes_fetched),
-            "bytes-reused": variant("t", done.bytes_reused),
-            "objects-added": variant("t", done.objects_added),
-        } | _digests(done.images)
+        return (
+            {
+                "manifest-digest": variant("s", str(done.manifest_digest)),
+                "image": variant("o", names.image_path(done.manifest_digest)),
+                "bytes-fetched": variant("t", done.bytes_fetched),
+                "bytes-reused": variant("t", done.bytes_reused),
+                "objects-added": variant("t", done.objects_added),
+            }
+            | _digests(done.images)
+            | _notes(done.notes)
+        )
 
     # Making images of them
 
@@ -205,9 +223,9 @@ class Manager(Served, interface=names.MANAGER):
         )  # fmt: skip
 
     async def _generate(self, image: OciDigest, request: GenerateRequest, meter: Meter) -> Result:
-        made = await generate(self._host, image, request, meter)
+        made = await make(self._host, image, request, meter)
         await self._services.catalog.refresh()
-        return _digests(made)
+        return _made(made)
 
     @dbus_method("ComputeDigest")
     async def compute_digest(self, image: S, kind: S, options: ASV) -> TO:
@@ -222,7 +240,7 @@ class Manager(Served, interface=names.MANAGER):
         )  # fmt: skip
 
     async def _compute(self, image: OciDigest, request: GenerateRequest, meter: Meter) -> Result:
-        return _digests(await compute_digest(self._host, image, request, meter))
+        return _made(await measure(self._host, image, request, meter))
 
     # Naming and removing
 

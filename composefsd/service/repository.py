@@ -199,6 +199,7 @@ class RepositoryInterface(Served, interface=names.REPOSITORY):
             await self._condition.examine()
             self.changed("Verity", "Writable")
             self._services.tree.changed(names.ROOT_PATH, names.MANAGER, "Problems", "Features")
+            await self._services.catalog.refresh()  # what images are trusted for, and deployments enforce
         return {
             "already-secure": variant("b", done.already_secure),
             "objects-checked": variant("t", done.objects_checked),

@@ -66,7 +66,11 @@ def test_an_image_tells_what_it_is_and_is_found_by_all_its_names(host: Host, lay
     do_pull(host, layout)
     listed = run(images.list_images(host))
     (image,) = listed
-    assert (image.names, image.title, image.trust) == (("os",), "Hand-made demo, boots nothing", TrustState.MATCHING)
+    assert (image.names, image.title, image.trust.state) == (
+        ("os",),
+        "Hand-made demo, boots nothing",
+        TrustState.MATCHING,
+    )
     assert image.bootable
     assert image.references == (f"oci:{layout.path}:os",)
     assert {one.digest.hex for one in image.images if one.kind is ImageKind.BOOT} == {digest}
@@ -176,7 +180,7 @@ def test_a_deployment_comes_is_found_again_and_goes(host: Host, layout: Layout, 
     ("cmdline", "request_", "reason"),
     [
         (f"composefs.digest=v1-sha512-12:{'cd' * 64}", DEFERRED, "cdcdcdcdcdcd"),
-        ("quiet", DEFERRED, "composefs"),
+        ("quiet", replace(DEFERRED, type=PayloadType.UKI), "names no composefs image"),
         (None, DeployRequest(), "no fs-verity"),
     ],
 )

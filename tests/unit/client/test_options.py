@@ -10,7 +10,7 @@ from composefsd.client.options import parse
 from composefsd.client.schema import describe
 from composefsd.client.verbs import VERBS
 
-OFFLINE = ("compute-id", "diff")
+OFFLINE = ("compute-id", "diff", "seal", "verify-seal")
 HELP = re.compile(r"^    ([a-z-]+)(?: |$)", re.MULTILINE)
 
 
@@ -58,6 +58,10 @@ def test_without_an_option_it_is_the_system_bus() -> None:
         ["diff", "a", "b", "--limit", "-1"],
         ["inspect", "os", "--kind", "boot"],
         ["inspect", "os", "--document", "dumpfile", "--json"],
+        ["seal", "/"],
+        ["seal", "/", "-o", "oci:x", "--key", "k", "--signer", "s"],
+        ["seal", "/", "-o", "oci:x", "--format", "v0"],
+        ["verify-seal"],
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from composefsd.client.failures import AnswerError
 from composefsd.client.properties import Properties, Value, key_of, keyed, properties, rows
-from composefsd.client.records import Boot, Daemon, Deployment, Image, Job, Repository
+from composefsd.client.records import Boot, Daemon, Deployment, Image, Job, Link, Repository
 from composefsd.client.results import result_json, to_json
 
 IMAGE: dict[str, Value] = {
@@ -45,6 +45,23 @@ def test_an_image_is_read_and_additions_to_the_api_do_not_disturb() -> None:
     assert image.digests[0].digest == "sha512:bb"
     assert image.trust.evidence == {"uki_digest": "bb"}
     assert image.boot_resources[0].details == {"addon_count": 1}
+
+
+def test_the_chain_of_trust_is_read_apart_from_the_evidence() -> None:
+    evidence: dict[str, Value] = {"uki-digest": "bb", "chain": [["verity", "good", "in words"]], "ends": "at the top"}
+    trust = Image.parse("/", Properties({**IMAGE, "Trust": ["matching", "all is right", evidence]})).trust
+    assert trust.evidence == {"uki_digest": "bb"}
+    assert trust.chain == (Link("verity", "good", "in words"),)
+    assert trust.ends == "at the top"
+    with pytest.raises(AnswerError, match="chain"):
+        Image.parse("/", Properties({"Trust": ["matching", "", {"chain": [["verity", "good"]]}]}))
+
+
+def test_what_a_deployment_enforces_is_read() -> None:
+    told: dict[str, Value] = {"type": "uki", "verity": "require", "digest": "signed", "repository-verity": True}
+    enforced = Deployment.parse("/", Properties({"Enforcement": told})).enforcement
+    assert (enforced.verity, enforced.digest, enforced.repository_verity) == ("require", "signed", True)
+    assert Deployment.parse("/", Properties({})).enforcement.repository_verity is None
 
 
 def test_what_a_daemon_does_not_serve_is_null_or_empty_but_never_a_claim() -> None:

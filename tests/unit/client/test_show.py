@@ -60,26 +60,14 @@ def test_images_are_a_table_with_whole_digests_in_a_pipe() -> None:
     assert f"os, stable  sha256:{HEX[:64]}  Debian GNU/Linux 13  amd64  312 MB" in lines[1]
 
 
-def test_an_image_tells_why_it_does_not_boot_and_where_it_is_deployed() -> None:
-    text = seen(lambda screen: show.image(screen, IMAGE))
-    assert "bootable    no: no kernel; no UKI" in text
-    assert f"deployment  {HEX}.1" in text
-    assert "config" not in text  # the daemon did not tell
-
-
 def test_an_artifact_is_shown_by_its_type() -> None:
     artifact = Image.parse("/image", Properties({"ArtifactType": "application/vnd.example", "LayerCount": 1}))
     assert "application/vnd.example" in seen(lambda screen: show.images(screen, [artifact]))
-    assert "artifact  application/vnd.example\n" in seen(lambda screen: show.image(screen, artifact))
-    assert "artifact" not in seen(lambda screen: show.image(screen, IMAGE))
 
 
-def test_on_a_terminal_tables_have_short_digests_and_inspect_has_whole_ones() -> None:
+def test_on_a_terminal_tables_have_short_digests() -> None:
     table = seen(lambda screen: show.images(screen, [IMAGE]), 120)
     assert f"os, stable  {HEX[:12]}  Debian" in table
-    text = seen(lambda screen: show.image(screen, IMAGE), 80)
-    assert f"manifest    sha256:{HEX[:64]}\n" in text
-    assert f"deployment  {HEX}.1\n" in text
 
 
 def test_computed_digests_are_whole_everywhere() -> None:

@@ -153,6 +153,14 @@ def test_the_layers_of_an_artifact_go_by_their_blobs() -> None:
     assert {str(layer.diff_id) for layer in found.layers} == {DIGEST}
 
 
+def test_a_manifest_tells_what_it_is_about() -> None:
+    assert parse(manifest()).subject is None
+    assert parse(manifest(subject=descriptor())).subject == OciDigest.parse(DIGEST)
+    for bad in ("", DIGEST, [], {}, descriptor(digest="sha256:ab"), descriptor(digest=None)):
+        with pytest.raises(FormatError):
+            parse(manifest(subject=bad))
+
+
 def test_an_image_stays_one_whatever_its_layers_say() -> None:
     """A layer that is named after its blob would not be checked against the tar that it unpacks to."""
     parsed = parse(manifest(config=descriptor(mediaType=CONFIG_TYPE)))

@@ -1,5 +1,6 @@
 """What is known of an image: it survives the way between processes, and hostile values are refused."""
 
+import hashlib
 import json
 from contextlib import suppress
 from dataclasses import asdict
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from real import handmade
+from real.uki_signing import sign, signer
 
 from composefsd import verity
 from composefsd.digests import Algorithm, OciDigest
@@ -19,6 +21,8 @@ from composefsd.operations.facts import (
     DirectoryFact,
     Facts,
     FileFact,
+    ProfileFact,
+    SignatureFact,
     add_reference,
     gather,
     load_facts,
@@ -27,13 +31,28 @@ from composefsd.operations.facts import (
 )
 from composefsd.tree.table import ROOT, Stat, Tree
 
+VECTORS = Path(__file__).parents[2] / "vectors" / "uki"
 IMAGE = OciDigest("sha256", "ab" * 32)
 DIRECTORY, FILE = Stat(0o755, 0, 0, 0, 0), Stat(0o644, 0, 0, 0, 0)
 FACTS = Facts(
     title="Debian GNU/Linux 13",
     os_version="13",
     os_id="debian",
-    resources=(BootFact("uki", "/boot/a.efi", "6.1", (FileFact("/boot/a.efi", 9, "ab" * 64),), claims=("cd",)),),
+    resources=(
+        BootFact(
+            "uki",
+            "/boot/a.efi",
+            "6.1",
+            (FileFact("/boot/a.efi", 9, "ab" * 64),),
+            claims=("cd",),
+            profiles=(ProfileFact("a", "A", "quiet", "6.1", (".cmdline",)),),
+            signatures=(SignatureFact("good", "CN=a", "CN=b", "ab" * 32, "sha256", ""),),
+            sbat=("uki 1",),
+            pcr_signatures=("sha256, PCR 11",),
+            pcr_key="cd" * 32,
+            notes=("odd",),
+        ),
+    ),
     reasons=("because",),
     etc=DirectoryFact(0o700, 1, 2, "system_u:object_r:etc_t:s0"),
 )
@@ -163,3 +182,87 @@ def test_what_cannot_boot_says_why(files: dict[str, bytes], reason: str) -> None
 
 def test_an_image_whose_boot_image_cannot_be_made_is_not_bootable() -> None:
     assert gathered(KERNEL, "no /boot\nno /sysroot").reasons == ("no /boot", "no /sysroot")
+
+
+def test_all_reasons_are_told_at_once() -> None:
+    files = {
+        "boot/EFI/Linux/a.efi": b"no PE at all" * 10,
+        "boot/EFI/Linux/b.efi": handmade.uki("composefs=x"),
+        "boot/loader/entries/c.conf": b"linux /none\ninitrd /nothing\n",
+        "boot/loader/entries/d.conf": b"title only\n",
+        "boot/aboot-1.img": b"neither of both",
+        "usr/lib/modules/6.1/vmlinuz": b"k" * 100,
+    }
+    reasons = gathered(files, "no /sysroot").reasons
+    assert reasons[0].startswith("the image has no UKI")
+    for text in (
+        "a.efi: not a PE",
+        "b.efi: not an fs-verity digest",
+        "c.conf: the image has no file /none",
+        "/nothing",
+        "d.conf: ",
+    ):
+        assert sum(text in reason for reason in reasons) == 1, (text, reasons)
+    for text in ("aboot-1.img: Android", "aboot-1.img: the DOS", "vmlinuz has no initramfs.img", "no /sysroot"):
+        assert sum(text in reason for reason in reasons) == 1, (text, reasons)
+
+
+def test_an_entry_with_a_kernel_and_an_initrd_makes_an_image_bootable() -> None:
+    files = {"boot/loader/entries/c.conf": b"linux /vmlinuz\ninitrd /initrd\n", "vmlinuz": b"k", "initrd": b"i"}
+    assert gathered(files).bootable
+
+
+def test_what_a_uki_says_is_told_in_words() -> None:
+    sections = {
+        ".osrel": b"NAME=Some\n",
+        ".cmdline": b"quiet",
+        ".uname": b"6.1",
+        ".sbat": b"uki,3,UKI,uki,1,https://example.org/\n",
+        ".pcrsig": (VECTORS / "pcrsig.json").read_bytes(),
+        ".pcrpkey": (VECTORS / "pcrpkey.pem").read_bytes(),
+        ".linux": b"k" * 100,
+        ".profile": b"ID=main\nTITLE=Main one\n",
+    }
+    signed = sign(handmade.pe_file(sections), signer())
+    (fact,) = gathered({"boot/EFI/Linux/os.efi": signed}).resources
+    details = fact.details
+    fingerprint = hashlib.sha256(signer().certificate).hexdigest()
+    assert details["architecture"] == "x64"
+    assert details["uname"] == "6.1"
+    assert details["command-lines"] == ("quiet",)
+    assert details["sbat"] == ("uki 3",)
+    assert details["profiles"] == ("main: Main one (quiet)",)
+    assert details["signatures"] == (f"good; CN=somebody, sha256:{fingerprint}; sha256",)
+    assert details["pcr-key"] == "sha256:41854f0519dc1fd97fcefba4876bce69298ea2a1d9cb0236cfbaf475a8c8798f"
+    assert isinstance(details["pcr-signatures"], tuple)
+    assert [text.partition(":")[0] for text in details["pcr-signatures"]] == ["sha1, PCR 11"] * 2 + [
+        "sha256, PCR 11"
+    ] * 2
+    assert isinstance(details["notes"], tuple)
+    assert "no modules" in details["notes"][0]
+    assert "problem" not in details
+
+
+def test_a_signature_that_is_not_good_says_why() -> None:
+    signed = bytearray(sign(handmade.uki("quiet"), signer()))
+    signed[signed.index(b"not a kernel")] ^= 1
+    (fact,) = gathered({"boot/EFI/Linux/os.efi": bytes(signed)}).resources
+    (told,) = fact.signatures
+    assert (told.state, told.subject) == ("does-not-fit-the-file", "CN=somebody")
+    assert told.problem in str(told)
+    assert fact.usable
+
+
+def test_facts_that_are_too_many_become_one_reason() -> None:
+    line = "quiet " + "a" * 60_000
+    files = {f"boot/EFI/Linux/{number}.efi": handmade.uki(line) for number in range(80)}
+    facts = gathered(files)
+    assert facts.resources == ()
+    assert facts.reasons == ("the image says more about how it boots than can be kept",)
+
+
+def test_a_state_that_no_signature_has_is_refused() -> None:
+    values = wire(FACTS)
+    values["resources"][0]["signatures"][0]["state"] = "trusted"
+    with pytest.raises(FormatError):
+        Facts.from_wire(values)

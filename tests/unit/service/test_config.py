@@ -33,7 +33,7 @@ def test_a_line_that_is_no_setting_is_told_with_its_number() -> None:
 def test_every_key_is_understood(file: Path) -> None:
     file.write_text(
         "[Daemon]\nRepository=/r\nSysroot=/s/../t\nESP=/e\nXBOOTLDR=/x\nState=/v\n"
-        "Algorithm=sha256\nFormats=v2 v1\nInsecure=Yes\n"
+        "Algorithm=sha256\nFormats=v2 v1\nInsecure=Yes\nEFIVariables=/v/ars\n"
     )
     settings = settings_of(load(file), {})
     assert settings.repository == Path("/r")
@@ -42,6 +42,7 @@ def test_every_key_is_understood(file: Path) -> None:
     assert settings.algorithm is Algorithm.SHA256
     assert settings.formats == (FormatVersion.V2, FormatVersion.V1)
     assert settings.insecure
+    assert settings.efivars == Path("/v/ars")
 
 
 def test_the_shipped_example_shows_every_key_and_its_default(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +94,13 @@ def test_a_bad_value_is_told_with_file_line_and_key(file: Path, line: str) -> No
 def test_a_file_that_was_asked_for_has_to_be_there(file: Path) -> None:
     with pytest.raises(InvalidArgumentsError, match="cannot read"):
         load(file)
+
+
+def test_the_efi_variables_are_those_of_the_running_system_or_nobodys() -> None:
+    assert settings_of({}, {}).efivars == config.DEFAULT_EFIVARS
+    assert settings_of({"Sysroot": Path("/mnt")}, {}).efivars is None
+    given = {"Sysroot": Path("/mnt"), "EFIVariables": Path("/given")}
+    assert settings_of(given, {}).efivars == Path("/given")
 
 
 def test_the_state_directory_is_systemds_or_belongs_to_the_sysroot(monkeypatch: pytest.MonkeyPatch) -> None:
