@@ -42,6 +42,8 @@ def _run(argv: Sequence[str] | None) -> int:
         from composefsd.client.offline import run
     elif args.verb == "diff":
         from composefsd.client.diff import run
+    elif args.verb in ("seal", "verify-seal"):
+        from composefsd.client.seal import run
     else:
         from composefsd.client.online import run
     return run(args)

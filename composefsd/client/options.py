@@ -34,6 +34,7 @@ _FORMATS: Final = ("v1", "v2")
 _ALL_FORMATS: Final = ("v0", *_FORMATS)
 _HASHES: Final = ("sha256", "sha512")
 _XATTRS: Final = ("allowlist-only", "keep-user-xattrs")
+_PROFILES: Final = ("current", "0.9.2", "0.7.0")
 _MAX_U32: Final = 2**32 - 1
 _MAX_U64: Final = 2**64 - 1
 
@@ -63,6 +64,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         _parser().error("--dumpfile is text: it cannot be had with --json")
     if args.verb == "inspect" and args.json and args.document == "dumpfile":
         _parser().error("a dumpfile is text: it cannot be had with --json")
+    if args.verb == "seal" and args.signer is not None and args.key is not None:
+        _parser().error("--signer signs instead of --key: only one of them can be given")
     if args.verb == "inspect" and args.kind and args.document != "dumpfile":
         _parser().error("--kind is for --document dumpfile")
     return args
@@ -86,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_upkeep(verbs)
     _add_compute_id(verbs)
     _add_diff(verbs)
+    _add_sealing(verbs)
     return parser
 
 
@@ -150,7 +154,11 @@ def _add_reading(verbs: _Verbs) -> None:
 
     inspect = verbs.add("inspect", "show everything about an image", "os", "os --document config")
     _add_image(inspect)
-    inspect.add_argument("--document", choices=("manifest", "config", "dumpfile"), help="print this document instead")
+    inspect.add_argument(
+        "--document",
+        choices=("manifest", "config", "dumpfile", "expected-digests"),
+        help="print this document instead",
+    )
     inspect.add_argument(
         "--kind",
         choices=("normative", "boot"),
@@ -199,7 +207,6 @@ def _add_images(verbs: _Verbs) -> None:
     generate = verbs.add_job("generate", "build composefs images of an image that was pulled", "os --kind boot")
     _add_image(generate)
     _add_build(generate)
-    generate.add_argument("--expect", metavar="DIGEST", help="fail unless this is the digest: sha512:…")
 
     compute = verbs.add_job("compute", "compute digests of composefs images, storing nothing", "os --kind boot")
     _add_image(compute)
@@ -226,13 +233,32 @@ def _add_deploying(verbs: _Verbs) -> None:
     deploy.add_argument(
         "--type", choices=("auto", "uki", "type1"), help="boot a UKI, or kernel and initrd (default: auto)"
     )
-    deploy.add_argument("--uki", metavar="NAME", help="which UKI, if the image has several")
+    deploy.add_argument(
+        "--payload",
+        metavar="NAME",
+        help="what to boot, if the image has several things: a path that `inspect` shows, or the last name in it, or "
+        "the version of a kernel",
+    )
+    deploy.add_argument("--uki", metavar="NAME", help="the same for UKIs alone")
     deploy.add_argument(
         "--kargs",
         metavar="ARGUMENTS",
         action="append",
         default=[],
         help="kernel arguments to add to a type 1 entry; may be given several times",
+    )
+    deploy.add_argument(
+        "--kargs-delete",
+        metavar="ARGUMENTS",
+        action="append",
+        default=[],
+        help="kernel arguments of the image to leave out of a type 1 entry: KEY=VALUE, or KEY whatever its value is",
+    )
+    deploy.add_argument(
+        "--karg-form",
+        choices=("auto", "legacy", "described"),
+        help="name the image by `composefs=` (legacy, all that the initrd of bootc 1.16 knows), by "
+        "`composefs.digest=`, or as composefs-rs does for its format (default: auto)",
     )
 
     undeploy = verbs.add_job(
@@ -305,6 +331,56 @@ def _add_compute_id(verbs: _Verbs) -> None:
     )
 
 
+def _add_sealing(verbs: _Verbs) -> None:
+    seal = verbs.add(
+        "seal",
+        "make an OCI image whose UKI names the digest of its own boot image; needs no daemon, but ukify",
+        "/srv/rootfs -o oci:./sealed:stable --key db.key --certificate db.crt",
+        "oci:./layout:stable -o oci:./sealed:stable --cmdline 'rw quiet' --signer /usr/local/bin/sign-uki",
+    )
+    seal.add_argument("source", metavar="SOURCE", help="a root directory, oci:PATH[:TAG] or oci-archive:PATH[:TAG]")
+    seal.add_argument("-o", "--output", metavar="oci:PATH[:TAG]", required=True, help="the layout to write it into")
+    uki = seal.add_argument_group("the UKI")
+    uki.add_argument("--cmdline", metavar="TEXT", default="", help="kernel arguments beside the one that is added")
+    uki.add_argument("--kernel", metavar="VERSION", help="which kernel, if the image has several")
+    uki.add_argument("--uki-name", metavar="NAME", help="its name, without .efi (default: the kernel's version)")
+    uki.add_argument(
+        "--karg-form",
+        choices=("auto", "legacy", "described"),
+        default="auto",
+        help="name the image by `composefs=` (legacy, all that the initrd of bootc 1.16 knows), by "
+        "`composefs.digest=`, or as composefs-rs does for its format (default: auto)",
+    )
+    uki.add_argument("--ukify", metavar="PATH", help="the ukify to run (default: that on PATH)")
+    uki.add_argument("--stub", metavar="FILE", help="the UKI's stub (default: ukify's)")
+    signing = seal.add_argument_group("signing")
+    signing.add_argument("--key", metavar="FILE", help="sign the UKI with this key, through ukify")
+    signing.add_argument("--certificate", metavar="FILE", help="the certificate that belongs to the key")
+    signing.add_argument(
+        "--signer",
+        metavar="COMMAND",
+        help="have this command sign the UKI instead: it gets the paths of the unsigned one and of that to write",
+    )
+    image = seal.add_argument_group("the image")
+    image.add_argument("--format", choices=_FORMATS, default="v1", help="of the boot image (default: v1)")
+    image.add_argument("--hash", choices=_HASHES, default="sha512", help="that of the hosts (default: sha512)")
+    image.add_argument("--xattrs", choices=_XATTRS, default="allowlist-only", help="(default: allowlist-only)")
+    image.add_argument("--remove-kernel", action="store_true", help="leave the kernel in the UKI alone")
+    image.add_argument("--dumpfile", action="store_true", help="put the dumpfile of the boot image beside the UKI")
+    image.add_argument("--annotate", action="store_true", help="claim the digests in the manifest's annotations, too")
+    image.add_argument("--platform", metavar="OS/ARCH", help="choose this from an index (default: this host's)")
+
+    verify = verbs.add(
+        "verify-seal",
+        "tell whether the UKIs of an image name its boot image: exit status 0 if so, 1 if not; needs no daemon",
+        "oci:./sealed:stable",
+        "oci-archive:os.tar --json",
+    )
+    verify.add_argument("source", metavar="SOURCE", help="oci:PATH[:TAG] or oci-archive:PATH[:TAG]")
+    verify.add_argument("--certificate", metavar="FILE", help="demand that its key has signed every UKI")
+    verify.add_argument("--platform", metavar="OS/ARCH", help="choose this from an index (default: this host's)")
+
+
 def _add_diff(verbs: _Verbs) -> None:
     diff = verbs.add(
         "diff",
@@ -331,6 +407,7 @@ def _add_diff(verbs: _Verbs) -> None:
 
 def _add_tree(verb: argparse.ArgumentParser) -> None:
     """How a tree is made of a source."""
+    _add_profile(verb)
     verb.add_argument("--bootable", action="store_true", help="of the boot image instead of the normative one")
     verb.add_argument("--xattrs", choices=_XATTRS, default="allowlist-only", help="(default: allowlist-only)")
     verb.add_argument(
@@ -352,6 +429,20 @@ def _add_build(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--format", choices=_FORMATS, help="(default: the repository's)")
     verb.add_argument("--hash", choices=_HASHES, help="(default: the repository's)")
     verb.add_argument("--xattrs", choices=_XATTRS, help="which extended attributes to keep (default: allowlist-only)")
+    _add_profile(verb)
+    verb.add_argument(
+        "--expect",
+        metavar="DIGEST",
+        help="find the variant that has this digest, by whatever format, attributes and profile; fail if none has it",
+    )
+
+
+def _add_profile(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--profile",
+        choices=_PROFILES,
+        help="make the boot image by the rules of composefs-rs up to 0.9.2, or of 0.7.0 (default: current)",
+    )
 
 
 def _job_id(text: str) -> int:

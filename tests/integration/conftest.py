@@ -5,7 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from real import apt, image
+from real import apt, image, ukify
+from real.sealing import make_root
 from real.stage import Stage
 
 
@@ -33,3 +34,27 @@ def pulled(demo_image: image.DemoImage, scratch: Path) -> Iterator[Stage]:
     with Stage(folder) as stage:
         stage.ask("pull", demo_image.reference(), "--name=demo")
         yield stage
+
+
+@pytest.fixture(scope="session")
+def tools() -> ukify.Tools:
+    """The real ukify."""
+    try:
+        return ukify.ensure()
+    except apt.UnavailableError as error:
+        pytest.skip(f"needs ukify: {error}")
+
+
+@pytest.fixture(scope="session")
+def key(tmp_path_factory: pytest.TempPathFactory) -> ukify.Key:
+    """A key to sign with."""
+    try:
+        return ukify.make_key(tmp_path_factory.mktemp("keys"))
+    except apt.UnavailableError as error:
+        pytest.skip(f"needs a key: {error}")
+
+
+@pytest.fixture(scope="session")
+def root(tools: ukify.Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root directory that can be sealed; not to be changed by tests."""
+    return make_root(tmp_path_factory.mktemp("sealing") / "root", tools)
