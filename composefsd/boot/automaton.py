@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from composefsd.boot import byteset
-from composefsd.boot.regexp import Alternation, Assertion, Concat, Literal, Look, Node, Pattern, Repeat, Set
+from composefsd.boot.pattern import Pattern
+from composefsd.boot.syntax_tree import Alternation, Assertion, Concat, Literal, Look, Node, Repeat, Set
 from composefsd.errors import LimitExceededError
 
 LETTERS: Final = b"-dlcbps"

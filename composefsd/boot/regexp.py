@@ -9,17 +9,26 @@ then.  Laziness and captures change no verdict on a whole path, so the tree does
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum, auto
-from functools import lru_cache
 from typing import Final
 
 from composefsd.boot import byteset
+from composefsd.boot.syntax_tree import (
+    NEVER,
+    Alternation,
+    Assertion,
+    Concat,
+    Literal,
+    Look,
+    Node,
+    Set,
+    append,
+    repeat,
+)
 from composefsd.errors import FormatError, UnsupportedError
 
 _NEST_LIMIT: Final = 250
 _DEPTH_OF_PATTERN: Final = 2  # the group around it, and that in a sequence
 _COUNT_LIMIT: Final = (1 << 32) - 1
-_SUBJECT_LIMIT: Final = 1 << 15  # bytes; a path has 4096, and four times as many in front where it is replaced
 
 _LITERALS: Final = re.compile(r"[^\\.+*?()|\[{^$#]+")
 _COUNTS: Final = re.compile(r"\{([0-9]{1,999})(?:(,)([0-9]{0,999}))?\}")
@@ -29,85 +38,7 @@ _ASCII_CLASS: Final = re.compile(r"\[:(\^?)([a-z]+):\]")
 _SPECIAL_BOUNDARY: Final = re.compile(r"\{([-A-Za-z]+)\}")
 _HEX: Final = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|[xuU]\{([0-9A-Fa-f]+)\}")
 
-# Patterns of a form that is known to parse, which nearly all rules of a policy have: plain characters, dots, small
-# classes, and groups two deep, each repeated once at most, and no flags or alternatives outside a group.
-_CHARACTER: Final = r"""(?:[A-Za-z0-9_/~%@=:,;!"'-]|\\[.+*?()|\[\]{}^$\\-])"""
-_CLASS: Final = r"\[\^?(?:A-Z|a-z|0-9|[A-Za-z0-9_./:@+])+\]"
-_ITEM: Final = rf"(?:{_CHARACTER}|\.|{_CLASS})[?*+]?+"
-_INNER: Final = rf"\((?:{_ITEM}|\|)*+\)[?*+]?+"
-_COMMON: Final = re.compile(rf"(?:{_ITEM}|\((?:{_ITEM}|{_INNER}|\|)*+\)[?*+]?+)*+")
-_PREFIX: Final = re.compile(rf"(?:{_CHARACTER}(?![?*+]))*+")
-_BACKSLASH: Final = re.compile(r"\\(.)")
-
 _SIMPLE_ESCAPES: Final = {"a": "\x07", "f": "\x0c", "t": "\t", "n": "\n", "r": "\r", "v": "\x0b"}
-
-
-class Look(Enum):
-    """A condition on the bytes around a position."""
-
-    START = auto()
-    END = auto()
-    LINE_START = auto()
-    LINE_END = auto()
-    CRLF_START = auto()
-    CRLF_END = auto()
-    WORD = auto()
-    NOT_WORD = auto()
-    WORD_START = auto()
-    WORD_END = auto()
-    WORD_START_HALF = auto()
-    WORD_END_HALF = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """These bytes, one at least."""
-
-    text: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Set:
-    """One byte out of a set, as `byteset` has them."""
-
-    mask: int
-
-
-@dataclass(frozen=True, slots=True)
-class Assertion:
-    """No byte, if the condition holds."""
-
-    look: Look
-
-
-@dataclass(frozen=True, slots=True)
-class Concat:
-    """The parts in their order; without any, the empty string."""
-
-    parts: "tuple[Node, ...]"
-
-
-@dataclass(frozen=True, slots=True)
-class Alternation:
-    """One of the branches."""
-
-    branches: "tuple[Node, ...]"
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """`body` between `least` and `most` times; most is None for no end."""
-
-    body: "Node"
-    least: int
-    most: int | None
-
-
-Node = Literal | Set | Assertion | Concat | Alternation | Repeat
-
-NEVER: Final = Set(0)
-
-
 _ESCAPED_LOOKS: Final = {
     "A": Look.START,
     "b": Look.WORD,
@@ -173,7 +104,7 @@ class _Open:
 
     def add(self, node: Node, depth: int, count: int = 1) -> None:
         """Add what stands for `count` parts."""
-        _append(self._parts, node)
+        append(self._parts, node)
         self._count += count
         self._deepest = max(self._deepest, depth)
 
@@ -271,7 +202,7 @@ class _Parser:
     def add_quantified(self, node: Node, depth: int) -> None:
         """Add a node, with the quantifiers that follow it."""
         while (bounds := self.quantifier()) is not None:
-            node, depth = _repeat(node, *bounds), depth + 1
+            node, depth = repeat(node, *bounds), depth + 1
             if depth > _NEST_LIMIT:
                 raise self.refuse("nesting that is too deep")
         self.open[-1].add(node, depth)
@@ -503,83 +434,6 @@ class _Parser:
         raise self.refuse("an assertion, the end, or a character outside ASCII in a class")
 
 
-def _append(parts: list[Node], node: Node) -> None:
-    """Add to a concatenation, and join neighbouring literals."""
-    if parts and isinstance(node, Literal) and isinstance(last := parts[-1], Literal):
-        parts[-1] = Literal(last.text + node.text)
-    else:
-        parts.append(node)
-
-
-def _matches_empty(node: Node) -> bool:
-    """Whether the empty string always matches."""
-    match node:
-        case Concat(parts):
-            return all(map(_matches_empty, parts))
-        case Alternation(branches):
-            return any(map(_matches_empty, branches))
-        case Repeat(body, least, _):
-            return least == 0 or _matches_empty(body)
-    return False
-
-
-def _shortest(node: Node) -> int:
-    """No match has fewer bytes."""
-    match node:
-        case Literal(text):
-            return len(text)
-        case Set(_):
-            return 1
-        case Concat(parts):
-            return sum(map(_shortest, parts))
-        case Alternation(branches):
-            return min(map(_shortest, branches))
-        case Repeat(body, least, _):
-            return least * _shortest(body)
-    return 0
-
-
-def _only_empty(node: Node) -> Node:
-    """What matches the empty string where `node` does, and nothing else."""
-    match node:
-        case Literal() | Set():
-            return NEVER
-        case Concat(parts):
-            return Concat(tuple(map(_only_empty, parts)))
-        case Alternation(branches):
-            return Alternation(tuple(map(_only_empty, branches)))
-        case Repeat(body, least, _):
-            return _only_empty(body) if least else Concat(())
-    return node
-
-
-def _repeat(body: Node, least: int, most: int | None) -> Node:
-    """A repetition, as small as one can be that matches the same subjects.
-
-    A hostile policy has counts like `(a?){1000}{1000}`.  They matter up to the length of a subject; and what may be
-    left out need not be counted.
-    """
-    if _matches_empty(body):
-        least = 0
-    if isinstance(body, Repeat):
-        if body.least == least == 0:
-            most = None if most is None or body.most is None else most * body.most
-            body = body.body
-        elif body.least == body.most and least == most:
-            least = most = body.least * least
-            body = body.body
-        elif body.least == 1 and body.most is None and least <= 1 and most != 0:
-            body, most = body.body, None
-    bytes_each = _shortest(body)
-    if least * bytes_each > _SUBJECT_LIMIT:
-        return NEVER
-    if most is not None and most * max(bytes_each, 1) > _SUBJECT_LIMIT:
-        most = None
-    if least > _SUBJECT_LIMIT:  # one of them is empty at least, and if one is, so may be any number
-        return Concat((Repeat(body, 0, None), _only_empty(body), Repeat(body, 0, None)))
-    return Repeat(body, least, most)
-
-
 def parse(pattern: str) -> Node:
     """The tree of a pattern that is to stand in `^(…).$`.
 
@@ -598,62 +452,3 @@ def parse_rule(pattern: str, letter: str) -> tuple[Node, bool]:
         return parse(pattern), False
     except _UnopenedError:
         return _Parser(f"^({pattern}){letter}$", is_whole=True).parse(0), True
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """The pattern of a rule: plain bytes that it starts with, and what follows them.
-
-    That is a tree, or the text of a pattern of its own, which is read when somebody needs it.  See `parse_rule` for
-    `is_whole`.
-    """
-
-    prefix: bytes
-    rest: Node | str
-    is_whole: bool = False
-
-    @classmethod
-    def of(cls, tree: Node, *, is_whole: bool = False) -> "Pattern":
-        """From the tree of all of it."""
-        parts = tree.parts if isinstance(tree, Concat) else (tree,)
-        if parts and isinstance(first := parts[0], Literal):
-            return cls(first.text, Concat(parts[1:]), is_whole)
-        return cls(b"", tree, is_whole)
-
-    def tree(self) -> Node:
-        """What follows the prefix."""
-        return _parse_again(self.rest) if isinstance(self.rest, str) else self.rest
-
-    @property
-    def size(self) -> int:
-        """How many states an automaton for it has at most."""
-        return len(self.prefix) + (2 * len(self.rest) + 1 if isinstance(self.rest, str) else size(self.rest))
-
-
-@lru_cache(maxsize=1024)
-def _parse_again(text: str) -> Node:
-    """Few texts stand at the end of most rules: `(/.*)?`."""
-    return parse(text)
-
-
-def read_rule(text: str, letter: str) -> Pattern:
-    """The pattern of a rule, of which no more is read than tells that it can be.  Raises like `parse`."""
-    if _COMMON.fullmatch(text):
-        prefix = _PREFIX.match(text)
-        plain = prefix[0] if prefix else ""
-        rest = text[len(plain) :]
-        return Pattern((_BACKSLASH.sub(r"\1", plain) if "\\" in plain else plain).encode(), rest)
-    tree, is_whole = parse_rule(text, letter)
-    return Pattern.of(tree, is_whole=is_whole)
-
-
-def size(node: Node) -> int:
-    """How many states an automaton for the tree has at most; grows with counted repetitions."""
-    match node:
-        case Literal(text):
-            return len(text)
-        case Concat(parts) | Alternation(parts):
-            return 1 + sum(map(size, parts))
-        case Repeat(body, least, most):
-            return (size(body) + 1) * max(least + (most is None), most or 0, 1)
-    return 1

@@ -19,9 +19,11 @@ from io import BytesIO
 from itertools import islice
 from typing import Final, Self, TypeVar
 
-from composefsd.boot import pcre, regexp
+from composefsd.boot import pcre
 from composefsd.boot.automaton import LETTERS, NO_RULE, Automaton, Rule
 from composefsd.boot.files import WHITE_SPACE, ObjectReader, find_directory, find_file, get_directory, read_file
+from composefsd.boot.pattern import Pattern, read_rule
+from composefsd.boot.syntax_tree import NEVER
 from composefsd.errors import FormatError, LimitExceededError, NotBootableError, UnsupportedError
 from composefsd.tree.table import Kind, Tree
 
@@ -230,10 +232,10 @@ def _compiled(line: _Line) -> tuple[Rule, pcre.Pattern | None]:
     """A rule; if only PCRE2 can read it, one that never matches, and the pattern as an exception."""
     letter = "." if line.letter is None else chr(line.letter)
     try:
-        pattern = regexp.read_rule(line.pattern, letter)
+        pattern = read_rule(line.pattern, letter)
         return Rule(pattern, None if pattern.is_whole else line.letter), None
     except FormatError as refused:
-        return Rule(regexp.Pattern.of(regexp.NEVER), None), _exception(line.pattern, letter, refused)
+        return Rule(Pattern.of(NEVER), None), _exception(line.pattern, letter, refused)
     except UnsupportedError as error:
         raise _named(error, line.pattern) from error
 

@@ -182,6 +182,7 @@ def kill_in_the_sweep(stage: Stage, bus: Bus, dice: random.Random) -> int | None
     while bus.get(path, JOB, "Stage") != "sweep":
         if bus.get(path, JOB, "State") not in ("queued", "running"):
             return None
+        time.sleep(0.01)  # whoever asks without a pause is told to wait
     time.sleep(dice.uniform(0, 0.1))
     for pid in children(stage.daemon.pid):
         with suppress(ProcessLookupError):

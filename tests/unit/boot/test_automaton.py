@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from composefsd.boot import automaton, regexp
+from composefsd.boot import automaton
 from composefsd.boot.automaton import LETTERS, NO_RULE, Automaton, Rule
+from composefsd.boot.pattern import read_rule
 from composefsd.errors import LimitExceededError
 
 # Pieces that Rust and Python read alike, if the dot is written as Python must have it.
@@ -23,7 +24,7 @@ PATHS = st.lists(st.sampled_from(["/", "/a", "/b", "a", "b", "c"]), max_size=6).
 
 def _build(rules: list[tuple[str, str | None]]) -> Automaton:
     return Automaton(
-        [Rule(regexp.read_rule(pattern, letter or "."), ord(letter) if letter else None) for pattern, letter in rules]
+        [Rule(read_rule(pattern, letter or "."), ord(letter) if letter else None) for pattern, letter in rules]
     )
 
 

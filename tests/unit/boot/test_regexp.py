@@ -6,11 +6,13 @@ from hypothesis import strategies as st
 
 from composefsd.boot import regexp
 from composefsd.boot.automaton import NO_RULE, Automaton, Rule
+from composefsd.boot.pattern import Pattern, read_rule
+from composefsd.boot.syntax_tree import Literal, size
 from composefsd.errors import FormatError, UnsupportedError
 
 
 def _matches(pattern: str, path: bytes, kind: bytes = b"-") -> bool:
-    return Automaton([Rule(regexp.read_rule(pattern, "."), None)]).match(path + kind) != NO_RULE
+    return Automaton([Rule(read_rule(pattern, "."), None)]).match(path + kind) != NO_RULE
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_patterns_are_nested_as_deep_as_regex_syntax_has_them(front: str, back: 
     ],
 )  # fmt: skip
 def test_a_pattern_may_close_the_group_around_it(pattern: str, subject: bytes, *, matches: bool) -> None:
-    rule = Rule(regexp.read_rule(pattern, "."), None)
+    rule = Rule(read_rule(pattern, "."), None)
     assert rule.pattern.is_whole
     assert (Automaton([rule]).match(subject) == 0) is matches
 
@@ -157,7 +159,7 @@ def test_repetitions_are_as_small_as_they_can_be(pattern: str, same: str) -> Non
 
 def test_patterns_of_the_common_form_are_read_when_they_are_needed() -> None:
     for text in ("/usr(/.*)?", r"/etc/a\.conf", "/a+b?", "/x/[^/]*(a|b(c)*)+", "(/a|/b)", "/", "", "/a(/.*)?b*"):
-        lazy, whole = regexp.read_rule(text, "."), regexp.Pattern.of(regexp.parse(text))
+        lazy, whole = read_rule(text, "."), Pattern.of(regexp.parse(text))
         assert isinstance(lazy.rest, str)
         assert not isinstance(whole.rest, str)
         assert whole.prefix.startswith(lazy.prefix)
@@ -172,13 +174,13 @@ def test_patterns_of_the_common_form_are_read_when_they_are_needed() -> None:
 )
 def test_patterns_of_other_forms_are_read_at_once(text: str) -> None:
     try:
-        assert not isinstance(regexp.read_rule(text, ".").rest, str)
+        assert not isinstance(read_rule(text, ".").rest, str)
     except FormatError:
         assert "(" in text or ")" in text
 
 
 def test_neighbouring_characters_become_one_literal() -> None:
-    assert regexp.parse(r"/etc/foo\.conf#") == regexp.Literal(b"/etc/foo.conf#")
+    assert regexp.parse(r"/etc/foo\.conf#") == Literal(b"/etc/foo.conf#")
 
 
 @given(st.text(r"ab/.*+?()|[]{}^$\-&~#:,0123xuUimsRpdwbz<>=!P", max_size=14))
@@ -187,4 +189,4 @@ def test_any_text_is_parsed_or_refused(pattern: str) -> None:
         node = regexp.parse(pattern)
     except (FormatError, UnsupportedError):
         return
-    assert regexp.size(node) >= 0
+    assert size(node) >= 0
