@@ -5,8 +5,6 @@ state: who inspects the image learns why a digest does not fit without the searc
 """
 
 import json
-import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -19,12 +17,11 @@ from composefsd.document import DOCUMENT_BYTES, Document
 from composefsd.erofs.format import FormatVersion
 from composefsd.errors import ComposefsdError, DigestMismatchError, FormatError
 from composefsd.oci.storage import ComposefsImage, ImageKind
+from composefsd.operations.facts import keep
 from composefsd.operations.search import MAX_WANTED
 from composefsd.operations.variants import ImageOrder, variants
 from composefsd.tree.normative import XattrMode
 from composefsd.tree.profile import Profile
-
-log = logging.getLogger(__name__)
 
 DOCUMENT: Final = "expected-digests"
 """The document of an image that has the outcomes."""
@@ -221,16 +218,7 @@ def save_outcomes(state: Path, image: OciDigest, outcomes: Sequence[Outcome]) ->
     others = [one for one in load_outcomes(state, image) if one.wanted not in new]
     kept = [*new.values(), *others][:MAX_WANTED]
     document = {"version": _VERSION, "outcomes": [one.to_wire() for one in kept]}
-    path = _path(state, image)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(document, indent=1))
-        temporary.replace(path)
-    except OSError as error:
-        log.warning("%s cannot be kept: %s", path, error.strerror)
-        with suppress(OSError):
-            temporary.unlink()
+    keep(_path(state, image), json.dumps(document, indent=1).encode())
 
 
 def forget_outcomes(state: Path, image: OciDigest) -> None:

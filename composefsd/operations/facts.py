@@ -204,10 +204,11 @@ def save_facts(state: Path, image: OciDigest, facts: Facts) -> None:
     data = _serialize(facts)
     if len(data) > DOCUMENT_BYTES:
         data = _serialize(Facts.unknown(_TOO_MUCH))
-    _keep(_path(state, image), data)
+    keep(_path(state, image), data)
 
 
-def _keep(path: Path, data: bytes) -> None:
+def keep(path: Path, data: bytes) -> None:
+    """Keep what can be found out again, if that is possible."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -251,4 +252,4 @@ def add_reference(state: Path, image: OciDigest, reference: str) -> None:
     """Remember that an image was pulled by a reference, if that is possible; the oldest of many are forgotten."""
     others = (one for one in load_references(state, image) if one != reference)
     lines = [reference, *others][:_REFERENCES]
-    _keep(_references_path(state, image), "".join(f"{line}\n" for line in lines).encode())
+    keep(_references_path(state, image), "".join(f"{line}\n" for line in lines).encode())

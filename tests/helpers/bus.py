@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from helpers.client import Call, connect
+from real.stage import listens
 
 from composefsd.service import names
 
@@ -122,7 +123,7 @@ class Stage:
         """Start the command of a bus, and wait until it listens."""
         with (self.folder / "bus.log").open("wb") as log:
             self.bus = _spawn(command, log, DBUS_SYSTEM_BUS_ADDRESS=self.address)
-        self.wait_for(lambda: _listens(self.socket), self.bus, self.folder / "bus.log")
+        self.wait_for(lambda: listens(self.socket), self.bus, self.folder / "bus.log")
 
     def start(self, *options: str, program: Sequence[str] = (COMPOSEFSD,), **environment: str) -> None:
         """Start the daemon; it is ready when this returns.  Raises StageError."""
@@ -234,11 +235,6 @@ def _end(process: subprocess.Popen[bytes], signal_number: int = signal.SIGTERM) 
             process.wait()
             raise
     return process.wait()
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 @contextmanager
