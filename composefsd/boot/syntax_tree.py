@@ -71,6 +71,7 @@ class Repeat:
 Node = Literal | Set | Assertion | Concat | Alternation | Repeat
 
 NEVER: Final = Set(0)
+_EMPTY: Final = Concat(())
 
 
 def append(parts: list[Node], node: Node) -> None:
@@ -119,7 +120,7 @@ def _only_empty(node: Node) -> Node:
         case Alternation(branches):
             return Alternation(tuple(map(_only_empty, branches)))
         case Repeat(body, least, _):
-            return _only_empty(body) if least else Concat(())
+            return _only_empty(body) if least else _EMPTY
     return node
 
 
@@ -129,6 +130,8 @@ def repeat(body: Node, least: int, most: int | None) -> Node:
     A hostile policy has counts like `(a?){1000}{1000}`.  They matter up to the length of a subject; and what may be
     left out need not be counted.
     """
+    if most == 0 or body == _EMPTY:
+        return _EMPTY
     if _matches_empty(body):
         least = 0
     if isinstance(body, Repeat):

@@ -32,6 +32,8 @@ def _matches(pattern: str, path: bytes, kind: bytes = b"-") -> bool:
         ("/a{2}", [b"/aa"], [b"/a"]),
         ("/a{2,}", [b"/aa", b"/aaaaa"], [b"/a"]),
         ("/(ab){0}c", [b"/c"], [b"/abc"]),
+        ("/a{0}*c", [b"/c"], [b"/ac", b"/aac"]),
+        ("/(a{0}*|b){0,9}c", [b"/c", b"/bbc"], [b"/ac", b"/bac"]),
         ("/a*?b+?c??", [b"/b", b"/aabbc"], [b"/a"]),
         ("/a**", [b"/", b"/aa"], [b"/b"]),
         ("/(a*)*b", [b"/aab", b"/b"], [b"/c"]),
