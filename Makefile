@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEED := tests/setup/need
+COMPILED := $(wildcard composefsd/compiled/*.c)
 CODE := composefsd tests bench
 TYPED_TESTS := tests/conftest.py tests/demo tests/integration/*.py tests/interop/*.py tests/real tests/vm bench
 PYTEST_FLAGS ?=
@@ -30,7 +31,7 @@ help: ## this list
 setup: $(READY) ## .venv with composefsd and composefsctl in it
 	@echo "$(BIN)/composefsd and $(BIN)/composefsctl are ready."
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(COMPILED)
 	@$(NEED) $(BUILD_PACKAGES)
 	@echo "Installing the Python packages into $(VENV) …"
 	@test -x $(BIN)/python || "$$(tests/setup/python)" -m venv $(VENV)

@@ -4,9 +4,9 @@ composefs-rs matches a path against all rules of a policy at once, with the lazy
 The time for a path grows with its length alone, whatever the patterns are: hostile ones cost states, and never
 backtracking.  A rule matches a *subject*: a path, and then one letter that tells the type of its inode.
 
-`State` is a position in a subject and maps the next byte to the next state: `state[byte]`.  States are made on first
-use and kept.  Most rules of a policy start with a plain prefix, and those that a subject may still complete are a
-slice of the sorted prefixes; only behind its prefix a rule becomes nodes of a nondeterministic automaton.
+`State` is a position in a subject.  States are made on first use and kept, as rows of a table with the next state for
+each byte.  Most rules of a policy start with a plain prefix, and those that a subject may still complete are a slice
+of the sorted prefixes; only behind its prefix a rule becomes nodes of a nondeterministic automaton.
 
 The rule with the highest number wins.  So, where `.*` at the end of a rule already accepts whatever follows, the
 nodes of lower rules are dropped, and most of a tree is labelled in states of very few nodes.
@@ -15,7 +15,8 @@ nodes of lower rules are dropped, and most of a tree is labelled in states of ve
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from composefsd.boot import byteset
@@ -27,17 +28,17 @@ LETTERS: Final = b"-dlcbps"
 """The letters of types; `State.rules` has the winning rule for each, in this order."""
 
 NO_RULE: Final = -1
+UNKNOWN: Final = -1
 
 _SIZE_LIMIT: Final = 4_000_000  # nodes; all rules of Debian's policy have 130,000
 _WEIGHT_LIMIT: Final = 1_500_000  # nodes and transitions in all states, at less than 100 bytes each
-_STATE_WEIGHT: Final = 10  # of a state without either
-_CLOSURE_LIMIT: Final = 32  # nodes
+_STATE_WEIGHT: Final = 25  # of a state without either; so the table has 60 MiB at most
 _SLICE_LIMIT: Final = 64  # prefixes
-_LEARNS_AT: Final = frozenset((32, 256, 2048, 16384))  # misses
 _START: Final = -1  # the byte before the first
 _END: Final = -1  # the byte behind the last
 
 _BYTE: Final = tuple(1 << byte for byte in range(256))
+_NEW_ROW: Final = array("i", (UNKNOWN,)) * 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,9 @@ class _Nodes:
 
     A node moves on a byte, splits, asks for a condition, or ends a rule.  `moves[n]` is the set of bytes that lead to
     `after[n]`, 0 for other nodes; `forks[n]` are the ways out of a split, `looks[n]` is the condition, and `ends[n]`
-    the letter that has to follow.  `loops` has the nodes of a `.*` that nothing but the end of the rule comes after.
-    The rules of `whole` need no letter to follow: they are fulfilled, by a loop in `done`, once they are so.
-    `sure_ends` and `sure_loops` are those of rules for all types, with the rule.
-    `closures` remembers what is behind splits, None where it is too much to be remembered.
+    the letter that has to follow.  The rules of `whole` need no letter to follow: they are fulfilled, by a loop in
+    `done`, once they are so.  `sure_ends` are the ends of rules for all types, with the rule, and `sure_loops` the
+    nodes of a `.*` that nothing but such an end comes after.
     """
 
     def __init__(self) -> None:
@@ -99,12 +99,10 @@ class _Nodes:
         self.forks: dict[int, tuple[int, ...]] = {}
         self.looks: dict[int, Look] = {}
         self.ends: dict[int, int | None] = {}
-        self.loops: set[int] = set()
         self.whole: set[int] = set()
         self.done: set[int] = set()
         self.sure_ends: dict[int, int] = {}
         self.sure_loops: dict[int, int] = {}
-        self.closures: dict[int, frozenset[int] | None] = {}
 
     def _add(self, rule: int, moves: int, after: int) -> int:
         self.rule.append(rule)
@@ -126,7 +124,6 @@ class _Nodes:
         self.after[node] = node
         self.whole.add(number)
         self.done.add(node)
-        self.loops.add(node)
         self.sure_loops[node] = number
         return self._build(number, rest, node)
 
@@ -172,162 +169,163 @@ class _Nodes:
         fork = self._fork(rule)
         first = self._build(rule, body, fork)
         self.forks[fork] = (first, after)
-        if isinstance(body, Set) and body.mask & byteset.NOT_NUL == byteset.NOT_NUL and after in self.ends:
-            self.loops.add(first)  # `.*` at the end: from here on, the rule matches whatever comes
-            if self.ends[after] is None:
-                self.sure_loops[first] = rule
+        if isinstance(body, Set) and body.mask & byteset.NOT_NUL == byteset.NOT_NUL and after in self.sure_ends:
+            self.sure_loops[first] = rule  # `.*` at the end: from here on, the rule matches whatever comes
         return fork
 
-    def closure(self, starts: Iterable[int]) -> set[int]:
+    def reach(self, starts: Iterable[int]) -> set[int]:
         """The nodes at some places and behind the splits there."""
-        out, large = set[int](), list[int]()
-        for start in starts:
-            if start not in self.closures:
-                found = frozenset(self.reach((start,), at_most=_CLOSURE_LIMIT))
-                self.closures[start] = found if len(found) <= _CLOSURE_LIMIT else None
-            known = self.closures[start]
-            if known is None:
-                large.append(start)
-            else:
-                out |= known
-        return out | self.reach(large) if large else out
+        forks, out = self.forks, set(starts)
+        pending = list(forks.keys() & out)
+        splits = pending[:]
+        while pending:
+            for way in forks[pending.pop()]:
+                if way not in out:
+                    out.add(way)
+                    if way in forks:
+                        pending.append(way)
+                        splits.append(way)
+        out.difference_update(splits)
+        return out
 
-    def reach(
-        self, starts: Iterable[int], between: tuple[int, int] | None = None, *, at_most: int | None = None
-    ) -> set[int]:
-        """The nodes at some places and behind the splits there; given two bytes, also behind conditions that hold.
-
-        If that takes more than `at_most` nodes, the answer is more than so many nodes, whichever they are.
-        """
-        forks, looks, out = self.forks, self.looks, set[int]()
-        pending = list(starts)
-        seen = set(pending)
+    def reach_between(self, starts: Iterable[int], before: int, after: int) -> set[int]:
+        """The nodes at some places, and behind the splits and the conditions there that hold between two bytes."""
+        out = self.reach(starts)
+        pending = list(self.looks.keys() & out)
         while pending:
             node = pending.pop()
-            if at_most is not None and len(seen) > at_most:
-                return seen
-            ways = forks.get(node)
-            if ways is None:
-                out.add(node)
-                if between is None or node not in looks or not _holds(looks[node], *between):
-                    continue
-                ways = (self.after[node],)
-            for way in ways:
-                if way not in seen:
-                    seen.add(way)
-                    pending.append(way)
+            if _holds(self.looks[node], before, after):
+                found = self.reach((self.after[node],)) - out
+                out |= found
+                pending.extend(self.looks.keys() & found)
         return out
 
 
-class State(dict[int, "State"]):
-    """A position in a subject: the next state for each byte, the rules that match if the letter comes next.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spot:
+    """Nodes that were reached together, less those that cannot win; equal ones are the same object.
 
-    `rules` has a rule number or NO_RULE for each of LETTERS.  A state is `settled` if it does not matter which bytes
-    follow: every subject that goes on from here has the rules of `beyond`.
-
-    In a busy state most bytes lead back to it.  `steady` are those of which this is known, so that they need no step
-    where they come first, and `tails` has the state behind what is left of a name then.
+    `moving` are those that a byte can move, one of a rule below `least` is not among them.  `rules` are those of the
+    nodes that end here.  Of a spot that is `asking`, some nodes are conditions, which depend on the bytes around it.
+    `ways` has sets of bytes that move the same nodes, each with these.
     """
 
-    __slots__ = (
-        "_automaton", "_misses", "before", "depth", "high", "known", "low", "nodes", "rules", "settled", "steady",
-        "tails",
-    )  # fmt: skip
+    moving: frozenset[int]
+    ends: frozenset[int]
+    least: int
+    rules: "_Rules"
+    asking: bool
+    ways: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
-    def __init__(self, automaton: "Automaton", key: "_Key", rules: tuple[int, ...], *, settled: bool) -> None:
-        self._automaton = automaton
-        self.low, self.high, self.depth, self.before, self.nodes, _ = key
+
+class State:
+    """A position in a subject, and the rules that match if the letter comes next.
+
+    `rules` has a rule number or NO_RULE for each of LETTERS.  `number` is the row in the automaton's table, less than
+    0 for a state that the automaton has forgotten.
+    """
+
+    __slots__ = ("before", "depth", "high", "low", "number", "rules", "spot")
+
+    def __init__(self, key: "_Key", rules: "_Rules") -> None:
+        self.low, self.high, self.depth, self.before, self.spot = key
         self.rules = rules
-        self.settled = settled
-        self.known: dict[tuple[int, ...], State] = {}
-        self.steady = b""
-        self.tails: dict[bytes, State] = {}
-        self._misses = 0
-
-    def __missing__(self, byte: int) -> "State":
-        state = self[byte] = self._automaton.step(self, byte)
-        return state
-
-    def after(self, text: bytes) -> "State":
-        """The state that a text leads to."""
-        state = self
-        for byte in text:
-            state = state[byte]
-        return state
-
-    def learn(self, tail: bytes) -> "State":
-        """The state that a tail leads to, which is remembered."""
-        state, rest = self, tail
-        while rest:
-            state = state[rest[0]]
-            rest = rest[1:].lstrip(state.steady)
-            known = state.tails.get(rest)
-            if known is not None:
-                state = known
-                break
-        self.tails[tail] = state
-        self._automaton.spend(1)
-        self._misses += 1
-        if self._misses in _LEARNS_AT:
-            self.steady = bytes(byte for byte, after in self.items() if after is self)
-        return state
-
-    def forget(self) -> None:
-        """Let go of other states."""
-        self.clear()
-        self.known.clear()
-        self.tails.clear()
-
-    @property
-    def beyond(self) -> tuple[int, ...]:
-        """The rules for every longer subject, if the state is settled."""
-        return self[0x2F].rules
+        self.number = -1
 
 
 _Rules = tuple[int, ...]
-_Key = tuple[int, int, int, int, frozenset[int], frozenset[int]]
+_Key = tuple[int, int, int, int, _Spot]
 
 
 class Automaton:
-    """The rules of a policy; a rule's number is its place."""
+    """The rules of a policy; a rule's number is its place.
+
+    `moves` is the table of states: for each 256 numbers, the next state for each byte or UNKNOWN.  `rules` has the
+    rules of each state, as `State.rules` does.  `states` are those of the table by number.  When they take too much
+    memory the table starts anew, and then `states` is another list.
+    """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         """Raises LimitExceededError if counted repetitions make the rules too large."""
         _check_size(rules)
-        self._rules = rules
+        self.moves, self.rules = array("i"), array("i")
+        self.states: list[State] = []
+        self._given = rules
         prefixes = sorted((rule.pattern.prefix, number) for number, rule in enumerate(rules))
         self._prefixes = [prefix for prefix, _ in prefixes]
         self._numbers = array("i", (number for _, number in prefixes))
         self._nodes = _Nodes()
         self._entries: dict[int, int] = {}
-        self._states: dict[_Key, State] = {}
+        self._known: dict[_Key, State] = {}
+        self._spots: dict[tuple[frozenset[int], frozenset[int]], _Spot] = {}
+        self._behind: dict[tuple[int, ...], _Spot] = {}  # nodes that have moved
         self._weight = 0
         self.start = self._state(0, len(rules), 0, _START, ())
 
     def match(self, subject: bytes) -> int:
         """The winning rule for a path with the letter of its type, or NO_RULE."""
-        return self.start.after(subject[:-1]).rules[LETTERS.index(subject[-1])]
+        return self.after(self.start, subject[:-1]).rules[LETTERS.index(subject[-1])]
+
+    def after(self, state: State, text: bytes) -> State:
+        """The state that a text leads to."""
+        moves = self.moves
+        for byte in text:
+            number = moves[self.number(state) << 8 | byte]
+            state = self.states[number] if number >= 0 else self.step(state, byte)
+        return state
+
+    def number(self, state: State) -> int:
+        """The number of a state in the table, to which it is added if it is not there."""
+        if state.number < 0:
+            state.number = len(self.states)
+            self.states.append(state)
+            self.moves.extend(_NEW_ROW)
+            self.rules.extend(state.rules)
+            self._weight += _STATE_WEIGHT
+        return state.number
 
     def step(self, state: State, byte: int) -> State:
-        """The state after one more byte."""
-        self.spend(1)
-        moves = self._nodes.moves
-        here = self._resolved(state.nodes, state.before, byte)
-        moved = tuple([node for node in here if moves[node] >> byte & 1])  # a list takes less time than a generator
-        low, high = self._narrowed(state, byte)
-        if low < high or self._nodes.looks:
-            return self._state(low, high, state.depth + 1, byte, moved)
-        # Most bytes mean the same to a state: they move the same nodes, and end all plain prefixes.
-        known = state.known.get(moved)
-        if known is None:
-            known = state.known[moved] = self._state(low, high, state.depth + 1, byte, moved)
-        return known
+        """The state after one more byte, which gets a place in the table.
 
-    def _resolved(self, given: frozenset[int], before: int, after: int) -> Iterable[int]:
+        That may make all others lose theirs: then `states` is another list.
+        """
+        if self._weight > _WEIGHT_LIMIT:
+            self._forget()
+        low, high = self._narrowed(state, byte)
+        alike, moved = self._moved(state.spot, state.before, byte)
+        after = self._state(low, high, state.depth + 1, byte, moved)
+        row, number = self.number(state) << 8, self.number(after)
+        if state.low == state.high:
+            for start, end in _runs(alike):
+                self.moves[row + start : row + end] = array("i", (number,)) * (end - start)
+        else:
+            self.moves[row | byte] = number
+        return after
+
+    def _moved(self, spot: _Spot, before: int, byte: int) -> tuple[int, tuple[int, ...]]:
+        """The nodes that a byte moves, after the set of bytes that move the same."""
+        moves = self._nodes.moves
+        if spot.asking:
+            here = self._resolved(spot, before, byte)
+            return _BYTE[byte], tuple([node for node in here if moves[node] >> byte & 1])
+        for way in spot.ways:
+            if way[0] >> byte & 1:
+                return way
+        alike, moved = byteset.ALL, []
+        for node in spot.moving:
+            mask = moves[node]
+            if mask >> byte & 1:
+                alike &= mask
+                moved.append(node)
+            else:
+                alike &= ~mask
+        spot.ways.append((alike, tuple(moved)))
+        self._weight += 3 + len(moved) // 8
+        return spot.ways[-1]
+
+    def _resolved(self, spot: _Spot, before: int, after: int) -> Iterable[int]:
         """The nodes, and those behind each condition that holds between the two bytes."""
-        if self._nodes.looks.keys().isdisjoint(given):
-            return given
-        return self._nodes.reach(given, (before, after))
+        return self._nodes.reach_between(spot.moving, before, after) if spot.asking else spot.moving
 
     def _narrowed(self, state: State, byte: int) -> tuple[int, int]:
         """The slice of the prefixes that go on with `byte`."""
@@ -339,69 +337,78 @@ class Automaton:
         last = high if byte == 0xFF else bisect_left(self._prefixes, start + bytes([byte + 1]), first, high)
         return (first, last) if first < last else (0, 0)
 
-    def _state(self, low: int, high: int, depth: int, before: int, moved: Iterable[int]) -> State:
+    def _state(self, low: int, high: int, depth: int, before: int, moved: tuple[int, ...]) -> State:
         """The state behind the nodes that moved, in the slice of prefixes that is left."""
-        places = [self._nodes.after[node] for node in moved]
-        while low < high and len(self._prefixes[low]) == depth:
-            places.append(self._entry(self._numbers[low]))
-            low += 1
-        return self._interned(low, high, depth, before, self._nodes.closure(places))
+        if low < high and len(self._prefixes[low]) == depth:
+            places = [self._nodes.after[node] for node in moved]
+            while low < high and len(self._prefixes[low]) == depth:
+                places.append(self._entry(self._numbers[low]))
+                low += 1
+            spot = self._spot(places)
+        else:
+            spot = self._spot_behind(moved)
+        if 0 < high - low < _SLICE_LIMIT and max(self._numbers[low:high]) < spot.least:
+            low = high
+        if low == high:
+            low = high = depth = 0
+        key = (low, high, depth, before if spot.asking else 0, spot)
+        state = self._known.get(key)
+        if state is None:
+            state = self._known[key] = State(key, self._rules_at(spot, before))
+        return state
 
     def _entry(self, number: int) -> int:
         if number not in self._entries:
-            rule = self._rules[number]
+            rule = self._given[number]
             if rule.pattern.is_whole:
                 self._entries[number] = self._nodes.add_whole(number, rule.pattern.tree())
             else:
                 self._entries[number] = self._nodes.add_rule(number, rule.pattern.tree(), rule.letter)
         return self._entries[number]
 
-    def _interned(self, low: int, high: int, depth: int, before: int, reached: set[int]) -> State:
-        """The state with these positions, less what cannot win any more."""
-        ends = reached & self._nodes.ends.keys()
-        low, high, moving = self._pruned(low, high, reached - ends)
-        if low == high:
-            low = high = depth = 0
-        asking = not self._nodes.looks.keys().isdisjoint(moving)
-        best, rule = _highest(self._nodes.sure_ends, ends), self._nodes.rule
-        ends = {node for node in ends if rule[node] >= best}
-        key = (low, high, depth, before if asking else 0, moving, frozenset(ends))
-        state = self._states.get(key)
-        if state is None:
-            rules = self._rules_at(key[-1], moving, before, asking=asking)
-            settled = low == high and not asking and moving <= self._nodes.loops
-            state = State(self, key, rules, settled=settled)
-            self._keep(key, state)
-        return state
+    def _spot_behind(self, moved: tuple[int, ...]) -> _Spot:
+        """The spot behind nodes that have moved."""
+        spot = self._behind.get(moved)
+        if spot is None:
+            spot = self._behind[moved] = self._spot([self._nodes.after[node] for node in moved])
+            self._weight += 1 + len(moved)
+        return spot
 
-    def _pruned(self, low: int, high: int, reached: set[int]) -> tuple[int, int, frozenset[int]]:
-        best = _highest(self._nodes.sure_loops, reached)
-        if best == NO_RULE:
-            return low, high, frozenset(reached)
-        if 0 < high - low < _SLICE_LIMIT and max(self._numbers[low:high]) < best:
-            low = high = 0
-        rule = self._nodes.rule
-        return low, high, frozenset(node for node in reached if rule[node] >= best)
+    def _spot(self, places: Iterable[int]) -> _Spot:
+        """The spot at some places, without nodes that cannot win any more."""
+        nodes, rule = self._nodes, self._nodes.rule
+        reached = nodes.reach(places)
+        ending = reached & nodes.ends.keys()
+        best, least = _highest(nodes.sure_ends, ending), _highest(nodes.sure_loops, reached)
+        ends = frozenset([node for node in ending if rule[node] >= best])
+        moving = frozenset([node for node in reached if rule[node] >= least and node not in nodes.ends])
+        spot = self._spots.get((moving, ends))
+        if spot is None:
+            asking = not nodes.looks.keys().isdisjoint(moving)
+            spot = self._spots[moving, ends] = _Spot(moving, ends, least, self._winners(ends), asking)
+            self._weight += _STATE_WEIGHT + len(moving) + len(ends)
+        return spot
 
-    def _rules_at(self, ends: frozenset[int], moving: frozenset[int], before: int, *, asking: bool) -> _Rules:
-        rules = self._winners(ends)
-        if asking:
-            here = moving | ends
+    def _rules_at(self, spot: _Spot, before: int) -> _Rules:
+        rules = spot.rules
+        if spot.asking:
+            here = spot.moving | spot.ends
             each = (
-                self._winners(self._nodes.ends.keys() & self._resolved(here, before, letter)) for letter in LETTERS
+                self._winners(self._nodes.ends.keys() & self._nodes.reach_between(here, before, letter))
+                for letter in LETTERS
             )
             rules = tuple(found[at] for at, found in enumerate(each))
         if self._nodes.whole:
-            each_whole = (self._whole_winner(moving, before, letter) for letter in LETTERS)
+            each_whole = (self._whole_winner(spot, before, letter) for letter in LETTERS)
             rules = tuple(map(max, rules, each_whole))
         return rules
 
-    def _whole_winner(self, moving: frozenset[int], before: int, letter: int) -> int:
+    def _whole_winner(self, spot: _Spot, before: int, letter: int) -> int:
         """The highest of the rules for whole subjects that match if this letter is the last byte."""
         nodes = self._nodes
-        ours = (node for node in self._resolved(moving, before, letter) if nodes.rule[node] in nodes.whole)
+        ours = (node for node in self._resolved(spot, before, letter) if nodes.rule[node] in nodes.whole)
         moved = [nodes.after[node] for node in ours if nodes.moves[node] >> letter & 1]
-        reached = nodes.reach(moved, (letter, _END)) & nodes.done
+        reached = nodes.reach_between(moved, letter, _END) & nodes.done
         return max((nodes.rule[node] for node in reached), default=NO_RULE)
 
     def _winners(self, ends: Iterable[int]) -> _Rules:
@@ -413,18 +420,24 @@ class Automaton:
                 best[at] = max(best[at], rule)
         return tuple(best)
 
-    def _keep(self, key: _Key, state: State) -> None:
-        self.spend(_STATE_WEIGHT + len(state.nodes))
-        self._states[key] = state
+    def _forget(self) -> None:
+        """Let go of all states, which only costs time."""
+        for state in self.states:
+            state.number = -1
+        self.states = []
+        del self.moves[:], self.rules[:]
+        self._known.clear()
+        self._spots.clear()
+        self._behind.clear()
+        self._weight = 0
 
-    def spend(self, weight: int) -> None:
-        """Count what states hold; if it is too much, forget them all, which only costs time."""
-        self._weight += weight
-        if self._weight > _WEIGHT_LIMIT:
-            for state in self._states.values():
-                state.forget()
-            self._states.clear()
-            self._weight = weight
+
+@lru_cache(maxsize=1024)
+def _runs(mask: int) -> tuple[tuple[int, int], ...]:
+    """A set of bytes as ranges, each with the first byte and the one behind its last."""
+    inside = [*(mask >> byte & 1 for byte in range(256)), 0]
+    edges = [byte for byte, here in enumerate(inside) if here != (inside[byte - 1] if byte else 0)]
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _highest(rules: dict[int, int], nodes: set[int]) -> int:

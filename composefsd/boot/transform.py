@@ -5,23 +5,25 @@ names the digest of the outcome.
 """
 
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from functools import cache
 from typing import Final
 
 from composefsd.boot import resources
 from composefsd.boot.automaton import LETTERS, State
 from composefsd.boot.files import ObjectReader, get_directory
 from composefsd.boot.selabel import LETTER_AT, XATTR, Policy
+from composefsd.compiled import FRAME, Stop, descend
 from composefsd.tree.profile import Profile
 from composefsd.tree.table import ROOT, Kind, Tree, XattrSet
 
 EMPTIED: Final = (b"boot", b"sysroot")
 
 _UNSEEN: Final = -1
-_SLASH: Final = 0x2F
 _DIRECTORY: Final = int(Kind.DIRECTORY)  # comparing with the member of an enum takes longer
 _DIRECTORY_AT: Final = LETTER_AT[Kind.DIRECTORY]
+_LETTERS_AT: Final = bytes(LETTER_AT)
+_USUAL_DEPTH: Final = 32
 
 
 def make_boot(
@@ -82,156 +84,127 @@ class _Labeller:
 
     The walk is depth first in the order of names, and the first name of an inode decides: any later name that would
     have another label gets a copy of the inode.  Labels are numbers here: places in `labels`.
+
+    Where no name is replaced, and no rule wants to see the whole path, what is below a directory is left to a
+    compiled walk.
     """
 
     def __init__(self, tree: Tree, policy: Policy) -> None:
         self._tree = tree
         self._policy = policy
-        self._start = policy.automaton.start
+        self._automaton = policy.automaton
         labels = dict.fromkeys([*policy.contexts, None])
         self._labels = list(labels)
         places = {label: place for place, label in enumerate(labels)}
         # by rule; NO_RULE is -1, which makes it the last
-        self._label_of = [*(places[context] for context in policy.contexts), places[None]]
-        self._names = tree.names()
-        self._given = dict.fromkeys(_repeated(tree.child), _UNSEEN)
-        # for each label, the sets of attributes with it by those without
-        self._sets: list[dict[int, int]] = [{} for _ in self._labels]
-        # entries that are still to come in a directory, the path in front of their names, the state after it
+        self._label_of = array("i", (*(places[context] for context in policy.contexts), places[None]))
+        self._given = array("i", (_UNSEEN,)) * len(tree.kind)  # by inode
+        self._listings = tree.listings()
+        # places of entries still to come, the path in front of their names, the state after it
         self._pending: list[tuple[Iterator[int], bytes, State]] = []
+        self._stack = array("I", bytes(4 * FRAME * _USUAL_DEPTH))
 
     def run(self) -> None:
-        root = self._start[_SLASH]
-        self._set(ROOT, self._label_of[self._rule(b"/", root, _DIRECTORY_AT)])
-        self._go_below(self._tree.entries(ROOT), b"/", root)
+        root = self._automaton.after(self._automaton.start, b"/")
+        self._given[ROOT] = self._label_of[self._rule(b"/", root, _DIRECTORY_AT)]
+        self._go_below(self._places(ROOT), b"/", root)
         while self._pending:
             if not self._advance(*self._pending[-1]):
                 self._pending.pop()
+        self._apply()
 
-    def _go_below(self, entries: Sequence[int], prefix: bytes, state: State) -> bool:
-        """Label what is in a directory at once, if names do not matter in it, else later; whether it is later."""
-        if not entries:
-            return False
-        if self._settled(prefix, state):
-            self._label_alike(iter(entries), state)
-            return False
-        self._pending.append((iter(entries), prefix, state))
-        return True
+    def _places(self, directory: int) -> range:
+        """The places of a directory's entries in the order of all."""
+        listing, first = self._tree.listing[directory], self._listings.first
+        return range(first[listing], first[listing + 1])
 
-    def _settled(self, prefix: bytes, state: State) -> bool:
-        """Whether names do not matter any more."""
-        return state.settled and not self._policy.exceptions and not self._policy.replaces_below(prefix)
+    def _go_below(self, places: range, prefix: bytes, state: State) -> None:
+        """Label what is in a directory and below, at once if names are all that counts, else later."""
+        if places and (self._policy.exceptions or self._policy.replaces_below(prefix)):
+            self._pending.append((iter(places), prefix, state))
+        elif places:
+            self._descend(places, state)
 
-    def _advance(self, entries: Iterator[int], prefix: bytes, state: State) -> bool:
+    def _advance(self, places: Iterator[int], prefix: bytes, state: State) -> bool:
         """Label entries up to the next directory, and enter that one; False at the end."""
-        aliases = self._policy.aliases.get(prefix)
-        if aliases is None and not self._policy.exceptions:
-            return self._advance_by_name(entries, prefix, state)
-        return self._advance_by_path(entries, prefix, state, aliases or {})
-
-    def _advance_by_name(self, entries: Iterator[int], prefix: bytes, state: State) -> bool:
-        """Do so where names are all that counts.
-
-        Most of a tree comes this way: its steps stand here, without calls.
-        """
-        tree, kinds, children, names = self._tree, self._tree.kind, self._tree.child, self._names
-        label_of, given, sets, xattrs = self._label_of, self._given, self._sets, self._tree.xattrs
-        for entry in entries:
-            name, inode = names[entry], children[entry]
-            middle = state[name[0]]
-            tail = name[1:].lstrip(middle.steady)
-            after = middle.tails.get(tail)
-            if after is None:
-                after = middle.learn(tail)
-            kind = kinds[inode]
-            label = label_of[after.rules[LETTER_AT[kind]]]
-            if inode in given:
-                self._label_leaf(entry, inode, label)
-            elif (known := sets[label].get(xattrs[inode])) is not None:
-                xattrs[inode] = known
-            else:
-                self._set(inode, label)
-            if kind == _DIRECTORY and self._go_below(tree.entries(inode), prefix + name + b"/", after[_SLASH]):
-                return True
-        return False
-
-    def _advance_by_path(
-        self, entries: Iterator[int], prefix: bytes, state: State, aliases: dict[bytes, bytes]
-    ) -> bool:
-        """Do so where a name may be replaced, or a rule wants to see the whole path."""
-        tree, kinds, children = self._tree, self._tree.kind, self._tree.child
-        for entry in entries:
-            name = self._names[entry]
+        tree, order = self._tree, self._listings.order
+        aliases = self._policy.aliases.get(prefix, {})
+        for place in places:
+            entry = order[place]
+            name, inode = tree.name(entry), tree.child[entry]
             path = aliases.get(name, prefix + name)
-            after = self._start.after(path) if name in aliases else state.after(name)
-            inode = children[entry]
-            kind = kinds[inode]
-            rule = self._rule(path, after, LETTER_AT[kind])
-            if kind == _DIRECTORY:
-                self._set(inode, self._label_of[rule])
-                if self._enter(tree.entries(inode), path, after):
-                    return True
-                continue
-            self._label_leaf(entry, inode, self._label_of[rule])
+            start, text = (self._automaton.start, path) if name in aliases else (state, name)
+            after = self._automaton.after(start, text)
+            label = self._label_of[self._rule(path, after, LETTER_AT[tree.kind[inode]])]
+            if tree.kind[inode] == _DIRECTORY:
+                self._given[inode] = label
+                self._enter(self._places(inode), path, after)
+                return True
+            if self._given[inode] == _UNSEEN:
+                self._given[inode] = label
+            elif self._given[inode] != label:
+                self._split(entry, label)
         return False
 
     def _rule(self, path: bytes, state: State, letter_at: int) -> int:
         return self._policy.overridden(path + LETTERS[letter_at : letter_at + 1], state.rules[letter_at])
 
-    def _enter(self, entries: Sequence[int], path: bytes, state: State) -> bool:
-        """Go on with what is in a directory; whether there is something to be done first.
+    def _enter(self, places: range, path: bytes, after: State) -> None:
+        """Go on with what is in a directory; `after` is the state behind its path.
 
         Upstream pushes each name to the path and pops it again.  If a substitution has put a path with superfluous
         slashes or dots at its end, they are gone after the first name.
         """
         first, later = _joined(path), _joined(_without_name(_joined(path)))
-        if first != later and len(entries) > 1:
-            self._pending.append((iter(entries[1:]), later, self._start.after(later)))
-            self._go_below(entries[:1], first, state if first == path else state[_SLASH])
-            return True
-        return self._go_below(entries, first, state if first == path else state[_SLASH])
+        state = after if first == path else self._automaton.after(after, b"/")
+        if first != later and len(places) > 1:
+            self._pending.append((iter(places[1:]), later, self._automaton.after(self._automaton.start, later)))
+            places = places[:1]
+        self._go_below(places, first, state)
 
-    def _label_alike(self, entries: Iterator[int], state: State) -> None:
-        """Label all that is left of a directory, and all below it: by type alone."""
-        tree, kinds, children = self._tree, self._tree.kind, self._tree.child
-        labels = [self._label_of[state.beyond[letter_at]] for letter_at in LETTER_AT]
-        pending = [entries]
-        while pending:
-            for entry in pending[-1]:
-                inode = children[entry]
-                kind = kinds[inode]
-                if kind == _DIRECTORY:
-                    self._set(inode, labels[kind])
-                    pending.append(iter(tree.entries(inode)))
-                    break
-                self._label_leaf(entry, inode, labels[kind])
-            else:
-                pending.pop()
+    def _descend(self, places: range, state: State) -> None:
+        """Label what is in a directory and below, where names are all that counts."""
+        tree, names, stack, automaton = self._tree, self._listings, self._stack, self._automaton
+        columns = (
+            names.first, names.order, names.names, names.name_end, tree.child, tree.kind, tree.listing,
+            automaton.moves, automaton.rules, self._label_of, _LETTERS_AT, self._given,
+        )  # fmt: skip
+        number = automaton.number(state)
+        stack[:FRAME] = array("I", (places.start, places.stop, number, 0, number))
+        why, depth, subject, detail = descend(1, stack, *columns)
+        while why != Stop.DONE:
+            match why:
+                case Stop.UNKNOWN:
+                    self._step(depth, subject, detail)
+                case Stop.CONFLICT:
+                    self._split(subject, detail)
+                case _:
+                    stack.extend(stack)
+            why, depth, subject, detail = descend(depth, stack, *columns)
 
-    def _label_leaf(self, entry: int, inode: int, label: int) -> None:
-        if inode in self._given:
-            given = self._given[inode]
-            if given == _UNSEEN:
-                self._given[inode] = label
-            elif given != label:
-                inode = self._tree.split(entry)
-        self._set(inode, label)
+    def _step(self, depth: int, number: int, byte: int) -> None:
+        """Let the automaton learn a move; if that makes it forget states, those of the stack get new numbers."""
+        states = self._automaton.states
+        self._automaton.step(states[number], byte)
+        if self._automaton.states is not states:
+            for at in range(0, FRAME * depth, FRAME):
+                for place in at + 2, at + 4:
+                    self._stack[place] = self._automaton.number(states[self._stack[place]])
 
-    def _set(self, inode: int, label: int) -> None:
-        old = self._tree.xattrs[inode]
-        new = self._sets[label].get(old)
-        if new is None:
-            new = self._tree.intern(_with_label(self._tree.xattr_sets[old], self._labels[label]))
-            self._sets[label][old] = new
-        self._tree.xattrs[inode] = new
+    def _split(self, entry: int, label: int) -> None:
+        """Give an entry an inode of its own, with this label."""
+        self._tree.split(entry)
+        self._given.append(label)
 
+    def _apply(self) -> None:
+        """Put the labels into the attributes; what the walk has not reached keeps its own."""
+        self._tree.xattrs = array("I", map(cache(self._labelled), self._given, self._tree.xattrs))
 
-def _repeated(inodes: Iterable[int]) -> set[int]:
-    """Those with more than one name."""
-    inodes = list(inodes)
-    if len(set(inodes)) == len(inodes):  # as it mostly is; counting takes longer
-        return set()
-    return {inode for inode, names in Counter(inodes).items() if names > 1}
+    def _labelled(self, label: int, old: int) -> int:
+        """The set of attributes that is as an old one, but with this label."""
+        if label == _UNSEEN:
+            return old
+        return self._tree.intern(_with_label(self._tree.xattr_sets[old], self._labels[label]))
 
 
 def _joined(path: bytes) -> bytes:

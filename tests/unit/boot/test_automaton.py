@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from composefsd.boot import automaton
-from composefsd.boot.automaton import LETTERS, NO_RULE, Automaton, Rule
+from composefsd.boot.automaton import LETTERS, NO_RULE, UNKNOWN, Automaton, Rule, State
 from composefsd.boot.pattern import read_rule
 from composefsd.errors import LimitExceededError
 
@@ -57,21 +57,40 @@ def test_no_rules_match_nothing() -> None:
     assert _build([]).match(b"/a-") == NO_RULE
 
 
-def test_a_state_is_settled_where_names_do_not_matter_any_more() -> None:
+def test_where_names_do_not_matter_any_more_a_state_leads_to_itself() -> None:
     patterns = ["/.*", "/usr(/.*)?", "/usr/(.*/)?bin", "/usr/share(/.*)?", "/dead"]
     built = _build([(pattern, None) for pattern in patterns])
-    assert not built.start.after(b"/usr/").settled
-    share = built.start.after(b"/usr/share/")
-    assert share.settled
-    assert share.beyond == (3,) * len(LETTERS)
-    assert share.after(b"doc/x") is share
-    assert built.start.after(b"/usr/shared/").settled is False
+    share = built.after(built.start, b"/usr/share/")
+    assert share.rules == (3,) * len(LETTERS)
+    assert built.after(share, b"doc/x") is share
+    assert built.after(built.start, b"/usr/shared/") is not share
 
 
-def test_where_nothing_can_match_any_more_states_are_settled() -> None:
-    state = _build([("/a", None)]).start.after(b"/b/")
-    assert state.settled
-    assert set(state.beyond) == {NO_RULE}
+def test_where_nothing_can_match_any_more_a_state_leads_to_itself() -> None:
+    built = _build([("/a", None)])
+    state = built.after(built.start, b"/b/")
+    assert built.after(state, b"c") is state
+    assert set(state.rules) == {NO_RULE}
+
+
+def _expected_moves(built: Automaton, state: State) -> list[int]:
+    """A row of the table where it is known, each move made anew."""
+    row = built.moves[256 * state.number : 256 * state.number + 256]
+    known = [byte for byte, after in enumerate(row) if after != UNKNOWN]
+    return [after if byte not in known else built.step(state, byte).number for byte, after in enumerate(row)]
+
+
+@settings(max_examples=100)
+@given(RULES, st.lists(PATHS, max_size=6))
+def test_a_move_that_was_learned_with_others_is_the_right_one(
+    rules: list[tuple[str, str | None]], paths: list[str]
+) -> None:
+    built = _build(rules)
+    for path in paths:
+        built.match(path.encode() + b"-")
+    for state in built.states[:30]:
+        row = built.moves[256 * state.number : 256 * state.number + 256].tolist()
+        assert row == _expected_moves(built, state)
 
 
 def test_patterns_that_ruin_backtracking_take_no_time() -> None:
@@ -108,4 +127,16 @@ def test_forgetting_states_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(automaton, "_WEIGHT_LIMIT", 200)
     built = _build(rules)
     assert [built.match(path) for path in paths] == expected
-    assert len(built._states) < 20
+    assert len(built.states) < 20
+    assert len(built.moves) == 256 * len(built.states)
+    assert built.rules.tolist() == [rule for state in built.states for rule in state.rules]
+
+
+def test_a_forgotten_state_is_still_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = _build([("/(a|b)*abb[ab]{0,4}", None), (r"/.*\bab", "-")])
+    state = built.after(built.start, b"/ab")
+    expected = built.after(state, b"ba").rules
+    monkeypatch.setattr(automaton, "_WEIGHT_LIMIT", 0)
+    built.match(b"/x-")
+    assert state.number < 0
+    assert built.after(state, b"ba").rules == expected

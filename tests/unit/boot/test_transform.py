@@ -1,5 +1,6 @@
 """The boot image."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from composefsd.boot import automaton, transform
 from composefsd.boot.selabel import Policy
 from composefsd.boot.transform import make_boot
+from composefsd.compiled import _labels, labels
 from composefsd.errors import FormatError, NotBootableError
 from composefsd.tree.profile import Profile
 from composefsd.tree.table import REGULAR, ROOT, Kind, Stat, Tree
@@ -18,6 +21,12 @@ MakeImage = Callable[..., Any]
 LABEL = b"security.selinux"
 BASE = {"/usr": None, "/boot": None, "/sysroot": None}
 FILES = "/etc/selinux/p/contexts/files/"
+
+
+@pytest.fixture(autouse=True, params=[_labels.descend, labels.descend], ids=["C", "Python"])
+def _walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is true of a walk is true of both."""
+    monkeypatch.setattr(transform, "descend", request.param)
 
 
 def _with_policy(rules: str, **others: str) -> dict[str, bytes]:
@@ -189,6 +198,19 @@ def test_rules_for_pcre2_are_asked_for_every_path(image: MakeImage) -> None:
     assert labels["/usr/x/y"] == "usr"
 
 
+def test_a_deep_tree_under_a_policy_of_many_states_is_labelled_though_states_are_forgotten(
+    image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automaton, "_WEIGHT_LIMIT", 2000)
+    names = [f"/{'b' if at % 5 == 0 else 'a'}{at}" for at in range(150)]
+    deep = ["/d" + "".join(names[:depth]) for depth in range(150)]
+    made = image(BASE | {path + "/file": b"" for path in deep} | _with_policy("/.* l\n/d/(.*/)?b.{2,9}/file m\n"))
+    labels = _labels(make_boot(made.tree, made.read))
+    wanted = {path + "/file": "m" if re.fullmatch("/d/(.*/)?b.{2,9}/file", path + "/file") else "l" for path in deep}
+    assert {path: labels[path] for path in wanted} == wanted
+    assert set(wanted.values()) == {"l", "m"}
+
+
 def test_a_malformed_policy_is_refused(image: MakeImage) -> None:
     made = image(BASE | _with_policy("/( l\n"))
     with pytest.raises(FormatError, match="unclosed group"):
@@ -221,7 +243,12 @@ def _naive(tree: Tree, policy: Policy, aliases: dict[bytes, bytes]) -> list[tupl
 NAMES = st.sampled_from(["a", "b", "ab", "usr"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(lambda names: "/" + "/".join(names))
 RULES = st.tuples(
-    st.one_of(PATHS, PATHS.map(lambda path: path + "(/.*)?"), PATHS.map(lambda path: path + "/.*b"), st.just("/.*")),
+    st.one_of(
+        PATHS,
+        PATHS.map(lambda path: path + "(/.*)?"),
+        PATHS.map(lambda path: path + "/.*b"),
+        st.sampled_from(["/.*", r"/.*\bb", "/(a|b|/)*a[ab/]{3}", "/(a*)*b.*", "/(?!a).*", "/a)|(/.*b"]),
+    ),
     st.sampled_from(["", "", "-d ", "-- "]),
     st.sampled_from(["l", "m", "n", "<<none>>"]),
 )
@@ -233,6 +260,7 @@ RULES = st.tuples(
     aliases=st.dictionaries(PATHS, PATHS, max_size=3),
     files=st.lists(PATHS, max_size=6, unique=True),
     links=st.dictionaries(PATHS, st.integers(0, 5), max_size=4),
+    weight=st.sampled_from([0, 100, automaton._WEIGHT_LIMIT]),
 )
 def test_the_walk_labels_and_splits_as_a_plain_one_does(
     image: MakeImage,
@@ -240,6 +268,7 @@ def test_the_walk_labels_and_splits_as_a_plain_one_does(
     aliases: dict[str, str],
     files: list[str],
     links: dict[str, int],
+    weight: int,
 ) -> None:
     files = [path for path in files if not path.startswith("/usr") and not _any_below(path, files)]
     directories = {path.rpartition("/")[0] for path in files}
@@ -251,7 +280,9 @@ def test_the_walk_labels_and_splits_as_a_plain_one_does(
     text = "".join(f"{pattern} {letter}{label}\n" for pattern, letter, label in rules)
     subs = "".join(f"{key} {path}\n" for key, path in aliases.items())
     made = image(BASE | dict.fromkeys(files, b"x") | _with_policy(text, subs=subs), links=wanted)
-    boot = make_boot(made.tree, made.read)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(automaton, "_WEIGHT_LIMIT", weight)  # states are forgotten on the way
+        boot = make_boot(made.tree, made.read)
     emptied = made.tree.fork()
     policy = Policy.load(emptied, made.read)
     assert policy is not None
