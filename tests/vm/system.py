@@ -16,8 +16,9 @@ from typing import Final
 from real import apt, cache, root
 
 _PACKAGES: Final = (
-    "python3", "python3-dbus-next", "python3-isal", "python3-pyxattr", "python3-pytest", "python3-systemd",
-    "python3-zstandard", "dbus-daemon", "fsverity", "btrfs-progs", "e2fsprogs", "kmod", "mount", "libssl3",
+    "python3", "python3-asn1crypto", "python3-cryptography", "python3-dbus-next", "python3-isal", "python3-pyxattr",
+    "python3-pytest", "python3-systemd", "python3-zstandard", "dbus-daemon", "fsverity", "btrfs-progs", "e2fsprogs",
+    "kmod", "mount", "libssl3",
 )  # fmt: skip
 _UNWANTED: Final = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 _DISK_MIB: Final = 768
