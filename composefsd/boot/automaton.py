@@ -34,6 +34,7 @@ _SIZE_LIMIT: Final = 4_000_000  # nodes; all rules of Debian's policy have 130,0
 _WEIGHT_LIMIT: Final = 1_500_000  # nodes and transitions in all states, at less than 100 bytes each
 _STATE_WEIGHT: Final = 25  # of a state without either; so the table has 60 MiB at most
 _SLICE_LIMIT: Final = 64  # prefixes
+_ALIKE_LIMIT: Final = 256  # nodes
 _START: Final = -1  # the byte before the first
 _END: Final = -1  # the byte behind the last
 
@@ -295,7 +296,8 @@ class Automaton:
         alike, moved = self._moved(state.spot, state.before, byte)
         after = self._state(low, high, state.depth + 1, byte, moved)
         row, number = self.number(state) << 8, self.number(after)
-        if state.low == state.high:
+        if state.low == state.high and not after.spot.asking:
+            # neither the rest of a prefix nor a condition behind tells these bytes apart
             for start, end in _runs(alike):
                 self.moves[row + start : row + end] = array("i", (number,)) * (end - start)
         else:
@@ -305,7 +307,7 @@ class Automaton:
     def _moved(self, spot: _Spot, before: int, byte: int) -> tuple[int, tuple[int, ...]]:
         """The nodes that a byte moves, after the set of bytes that move the same."""
         moves = self._nodes.moves
-        if spot.asking:
+        if spot.asking or len(spot.moving) > _ALIKE_LIMIT:
             here = self._resolved(spot, before, byte)
             return _BYTE[byte], tuple([node for node in here if moves[node] >> byte & 1])
         for way in spot.ways:

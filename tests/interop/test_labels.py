@@ -18,10 +18,13 @@ from real.layers import directory, hard_link, regular, tar_layer
 from real.ledger import Ledger, Sweep
 from real.oci_layout import Compression, Layer, Layout
 
+from composefsd.boot import transform
 from composefsd.boot.selabel import Policy
 from composefsd.boot.transform import label
+from composefsd.compiled import _labels, labels
 from composefsd.digests import Algorithm
 from composefsd.errors import FormatError, NotBootableError, UnsupportedError
+from composefsd.oci.storage import ImageKind
 from composefsd.tree import dumpfile
 
 # Real policies
@@ -62,10 +65,12 @@ class System:
         """Our trees of the system with a policy, and the reference of the same image."""
         tar, tag = policies.layer(policy), f"{policy.suite}-{policy.name}"
         self._layout.add_image(tag, [Layer(part, Compression.NONE) for part in (self._tar, _OWN, tar)])
-        trees = Trees(
-            [*self._below, self._parsed(tar)], self.algorithm, lambda digest, _limit: self._contents[digest]
-        )
-        return trees, f"oci:{self._layout.path}:{tag}"
+        return self.trees(tar), f"oci:{self._layout.path}:{tag}"
+
+    def trees(self, policy: bytes) -> Trees:
+        """Our trees of the system with the layer of a policy."""
+        layers = [*self._below, self._parsed(policy)]
+        return Trees(layers, self.algorithm, lambda digest, _limit: self._contents[digest])
 
 
 @pytest.mark.parametrize("policy", policies.POLICIES, ids=str)
@@ -86,6 +91,17 @@ def test_a_real_policy_labels_a_whole_debian_as_composefs_rs_does(
         1,
         "equal labels, and digests of V1 and V2 in either xattr mode",
     )
+
+
+@pytest.mark.parametrize("policy", policies.POLICIES, ids=str)
+def test_the_walk_in_python_labels_a_whole_debian_as_the_one_in_c_does(
+    system: System, policy: policies.RealPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, boot = policies.layer(policy), [wanted for wanted in DUMPS if wanted.kind is ImageKind.BOOT]
+    assert transform.descend is _labels.descend
+    compiled = [system.trees(layer).dump(wanted) for wanted in boot]
+    monkeypatch.setattr(transform, "descend", labels.descend)
+    assert [system.trees(layer).dump(wanted) for wanted in boot] == compiled
 
 
 # Policies made by hand, through the crate

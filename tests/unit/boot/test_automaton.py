@@ -15,7 +15,7 @@ from composefsd.errors import LimitExceededError
 # Pieces that Rust and Python read alike, if the dot is written as Python must have it.
 PIECES = [
     "/", "/a", "/b", "a", "b", "ab", ".", ".*", "[^/]*", "[ab]", "(/.*)?", "(a|b)", "(a|ab)*", "a?", "b+", "a{1,2}",
-    "|",
+    "|", r"\b",
 ]  # fmt: skip
 PATTERNS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
 RULES = st.lists(st.tuples(PATTERNS, st.sampled_from([None, "-", "d"])), max_size=8)
@@ -93,18 +93,23 @@ def test_a_move_that_was_learned_with_others_is_the_right_one(
         assert row == _expected_moves(built, state)
 
 
+def test_bytes_are_told_apart_where_a_condition_asks_for_the_last_one() -> None:
+    built = _build([(r"/.\b[a-z]", None)])
+    assert [built.match(subject) for subject in (b"/ab-", b"/@b-", b"/bb-", b"/_b-", b"/:b-")] == [-1, 0, -1, -1, 0]
+
+
 def test_patterns_that_ruin_backtracking_take_no_time() -> None:
     built = _build([("(/(a*)*)*b", None), ("/(a|aa)+$", None), (r"(/?a\b?)*c", None), ("/(.*)*x(.*)*y", None)])
-    start = time.monotonic()
+    start = time.process_time()
     assert built.match(b"/" + b"a" * 2000 + b"-") == NO_RULE
     assert built.match(b"/" + b"a" * 2000 + b"b-") == 0
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_repetition_of_what_may_be_empty_takes_no_more_room_than_it_is_long() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert _build([(r"/(a?){20000}", None), (r"/(\ba?){9000}", None)]).match(b"/aaaaab-") == NO_RULE
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

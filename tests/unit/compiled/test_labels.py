@@ -1,8 +1,10 @@
 """The compiled walk and its twin in Python: the same answers, and the same refusal of what leads out of a column."""
 
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from itertools import accumulate, chain
 from random import Random
 from typing import Any
 
@@ -141,3 +143,69 @@ def test_both_twins_say_the_same_of_columns_that_do_not_fit_together() -> None:
             assert compiled[1] == plain[1], seed
         refused += isinstance(plain[0], str)
     assert 5000 < refused < 19_000
+
+
+def test_columns_are_let_go_of_whatever_happens() -> None:
+    columns = Columns(order=array("I", (9, 1, 2)))
+    with pytest.raises(ValueError, match="no such entry"):
+        _labels.descend(1, *columns.all())
+    with pytest.raises(TypeError):
+        _labels.descend(1, *columns.all()[:-1], "no buffer")
+    for column in columns.all():
+        if isinstance(column, array):
+            column.append(0)  # BufferError if somebody held it
+
+
+def generated(chance: Random) -> Columns:
+    """A tree of some directories and files, hard links among them, and a table of which a half is known."""
+    kinds = [DIRECTORY, *(chance.choice((DIRECTORY, FILE)) for _ in range(chance.randint(1, 12)))]
+    folders = [inode for inode, kind in enumerate(kinds) if kind == DIRECTORY]
+    files = [inode for inode, kind in enumerate(kinds) if kind == FILE]
+    child = [*range(1, len(kinds)), *(chance.choices(files, k=3) if files else ())]
+    listings: list[list[int]] = [[] for _ in range(len(folders) + 1)]
+    for entry, inode in enumerate(child):
+        listings[1 + chance.choice([at for at, folder in enumerate(folders) if folder < inode])].append(entry)
+    names = [bytes(chance.choices(b"ab/\xff", k=chance.randrange(4))) for _ in child]
+    states = chance.randint(1, 4)
+    first = [0, *accumulate(map(len, listings))]
+    return Columns(
+        stack=array("I", (*first[1:3], 0, 0, 0, *bytes(FRAME * chance.randrange(3)))),
+        first=array("I", first),
+        order=array("I", chain.from_iterable(listings)),
+        names=b"".join(names),
+        name_end=array("I", accumulate(map(len, names))),
+        child=array("I", child),
+        kind=array("B", kinds),
+        listing=array("I", (1 + folders.index(inode) if inode in folders else 0 for inode in range(len(kinds)))),
+        moves=array("i", (chance.randrange(-states, states) for _ in range(256 * states))),
+        rules=array("i", (chance.randrange(-3, 3) for _ in range(7 * states))),
+        given=array("i", (-1,)) * len(kinds),
+    )
+
+
+def walked(walk: Walk, seed: int) -> Iterator[tuple[object, list[list[int]]]]:
+    """A walk to its end or to its refusal, which gets what it asks for: moves at random, and room."""
+    chance = Random(seed)
+    columns, depth = generated(chance), 1
+    for _ in range(100):
+        try:
+            answer = why, depth, state, byte = walk(depth, *columns.all())
+        except ValueError as error:
+            yield str(error), [columns.stack.tolist(), columns.given.tolist()]
+            return
+        yield answer, [columns.stack.tolist(), columns.given.tolist()]
+        if why == Stop.UNKNOWN:
+            columns.moves[256 * state + byte] = chance.randrange(len(columns.moves) // 256)
+        elif why == Stop.DEEPER:
+            columns.stack.extend(bytes(FRAME))
+        elif why == Stop.DONE:
+            return
+
+
+def test_both_twins_take_the_same_steps_through_a_tree() -> None:
+    seen = Counter[object]()
+    for seed in range(500):
+        compiled, plain = list(walked(_labels.descend, seed)), list(walked(labels.descend, seed))
+        assert compiled == plain, seed
+        seen.update(answer[0] for answer, _ in plain if isinstance(answer, tuple))
+    assert min(seen[why] for why in Stop) > 50
