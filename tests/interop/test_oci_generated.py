@@ -76,7 +76,7 @@ def _our_view(way: Way, tars: Sequence[bytes]) -> Seen:
     try:
         layers = [parse_tar(one, algorithm, contents) for one in tars]
         trees = Trees(layers, algorithm, lambda digest, _limit: contents[digest])
-        trees.get(Wanted(ImageKind.NORMATIVE, XattrMode.ALLOWLIST_ONLY))
+        trees.digest(Wanted(ImageKind.NORMATIVE, XattrMode.ALLOWLIST_ONLY, version))
     except ComposefsdError as error:
         return Seen(Verdict.REFUSED, error.message)
     seen = Seen(Verdict.IMAGES)

@@ -86,6 +86,17 @@ _LINKS: Final = (
         says="etc/a",
     ),
     image_case(
+        "a hard link to a device 0:0, which overlayfs takes for a whiteout",
+        (char_device("usr/none", 0, 0), hard_link("usr/also", "usr/none")),
+        ours=Verdict.REFUSED,
+        says="a whiteout has more than one name",
+    ),
+    image_case(
+        "a hard link to a device 0:0 that keeps one name",
+        (char_device("usr/none", 0, 0), hard_link("usr/also", "usr/none")),
+        (whiteout("usr/none"),),
+    ),
+    image_case(
         "symbolic links",
         (
             symlink("usr/empty", ""),
